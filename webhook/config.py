@@ -1,0 +1,264 @@
+"""The configuration: one YAML file into one frozen `Config`; every default stands here, with its unit.
+
+Unknown keys are refused and the nearest known one is named; a wrong value is refused with its place in the file.
+Durations are written as `90s`, `30m`, `1h`, `1h30m`. Secrets never stand in the file: it names files that hold them.
+This is the only module that reads the environment (`DRIFTGATE_CONFIG`).
+"""
+
+import difflib
+import os
+import re
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from webhook.errors import ConfigError
+
+class Mode(StrEnum):
+    """What is done about drift."""
+
+    ENFORCE = "enforce"
+    """It is refused."""
+    AUDIT = "audit"
+    """It passes, and is recorded as WouldDeny."""
+
+
+class FailMode(StrEnum):
+    """What is answered when a write can't be judged."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
+class TrackerKind(StrEnum):
+    """Where issues are filed."""
+
+    LOCAL = "local"
+    NONE = "none"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the file. Keys that are left out have their default."""
+
+
+class ToolSettings(Section):
+    """How one GitOps tool is recognised, on top of what the tool itself settles (`managed.py`)."""
+
+    enabled: bool = True
+    reconcilers: tuple[str, ...] = ()
+    """User names, or `group:NAME`, that count as this tool's reconcilers, besides its own."""
+    impersonated: tuple[str, ...] = ()
+    """Service accounts that this tool writes as by impersonation (no uid in its reviews)."""
+    field_managers: tuple[str, ...] = ()
+    """Field managers whose fields count as declared, besides the tool's own."""
+
+
+class Tools(Section):
+    """The GitOps tools."""
+
+    argocd: ToolSettings = ToolSettings()
+    flux: ToolSettings = ToolSettings()
+    push: ToolSettings = ToolSettings()
+
+
+class BreakGlassSettings(Section):
+    """Who may break the glass, and for how long. The right itself is RBAC: verb `break-glass`."""
+
+    reason_pattern: str = r"\S.{7,}"
+    """A regular expression that a reason must match as a whole."""
+    reason_hint: str = "at least eight characters that say why"
+    """What a refused person is told about the pattern."""
+    window: timedelta = timedelta(hours=1)
+    longest_window: timedelta = timedelta(hours=8)
+    excluded_kinds: tuple[str, ...] = ()
+    """Kinds for which there is no break-glass, as `Kind` or `Kind.group`."""
+    key_file: Path = Path("/etc/driftgate/seal/key")
+    """The key that seals stamps: at least 32 bytes, the same for webhook and controller."""
+
+
+class TrackerSettings(Section):
+    """Where issues are filed."""
+
+    kind: TrackerKind = TrackerKind.LOCAL
+    repository: Path | None = None
+    """The Git repository of a `local` tracker; by default `issues.git` in the state directory."""
+
+
+class ServerSettings(Section):
+    """How the webhook listens."""
+
+    host: str = "0.0.0.0"  # noqa: S104 -- a pod is reached by its own address
+    port: int = 8443
+    certificates: Path = Path("/etc/driftgate/certificates")
+    """The folder with `tls.crt`, `tls.key` and `ca.crt`."""
+    workers: int = 1
+    """Worker processes. Kept-alive connections stick to a worker: more replicas serve better than more workers."""
+    max_connections: int = 512
+    """Connections a worker serves at once; beyond it the answer is 503 with Retry-After."""
+    body_timeout: timedelta = timedelta(seconds=4)
+    drain: timedelta = timedelta(seconds=10)
+    """How long open connections are still answered after a signal to stop."""
+
+
+class Config(Section):
+    """Everything that can be set."""
+
+    mode: Mode = Mode.ENFORCE
+    cluster: str = ""
+    """A name for this cluster in records and issues."""
+    fail: FailMode = FailMode.CLOSED
+    tools: Tools = Tools()
+    people: tuple[str, ...] = (
+        "system:serviceaccount:argocd:argocd-server",
+        "system:serviceaccount:kubernetes-dashboard:kubernetes-dashboard",
+        "system:serviceaccount:headlamp:headlamp",
+    )
+    """Service accounts through which people write: web interfaces."""
+    exempt: tuple[str, ...] = ()
+    """User names, or `group:NAME`, whose writes are never looked at."""
+    tolerated: tuple[str, ...] = ()
+    """Paths that anybody may change, besides those of `declared.py`; as printed in a denial."""
+    break_glass: BreakGlassSettings = BreakGlassSettings()
+    tracker: TrackerSettings = TrackerSettings()
+    server: ServerSettings = ServerSettings()
+    state_directory: Path = Path("/var/lib/driftgate")
+    """Where the outbox, the ledger and local issues are kept."""
+    controller_identity: str = "system:serviceaccount:driftgate:driftgate-controller"
+    """The user name as which driftgate's own controller writes."""
+    kubeconfig: Path | None = None
+    """How to reach the cluster; by default as kubectl does, and inside a pod by its service account."""
+    cluster_timeout: timedelta = timedelta(seconds=2)
+    """How long one question to the API server may take while a write waits."""
+
+    @property
+    def outbox(self) -> Path:
+        """The folder of the outbox's segment files."""
+        return self.state_directory / "outbox"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's SQLite file."""
+        return self.state_directory / "ledger.sqlite"
+
+    @property
+    def issues(self) -> Path:
+        """The repository of a local tracker."""
+        return self.tracker.repository or self.state_directory / "issues.git"
+
+
+def load(path: Path | None = None) -> Config:
+    """Return the configuration in `path`, else in the file that $DRIFTGATE_CONFIG names, else all defaults.
+
+    Raises ConfigError if the file can't be read, is no YAML, or holds what we don't know.
+    """
+    named = path or (Path(value) if (value := os.environ.get("DRIFTGATE_CONFIG")) else None)
+    if named is None:
+        return Config()
+    try:
+        text = named.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"the configuration {named} can't be read: {error}") from None
+    return parse(text, source=str(named))
+
+
+def parse(text: str, *, source: str = "configuration") -> Config:
+    """Return the configuration that the YAML `text` holds; `source` names it in errors. Raises ConfigError."""
+    try:
+        settings = yaml.load(text, _Loader)  # noqa: S506 -- a safe loader, below
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{source}: {error}") from None
+    if settings is None:
+        return Config()
+    known = _known_settings(settings, Config, source, "")
+    try:
+        config = msgspec.convert(known, Config, builtin_types=(timedelta,), dec_hook=_decode_path)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(f"{source}: {str(error).replace('`$.', '`')}") from None
+    return _checked(config, source)
+
+
+def _checked(config: Config, source: str) -> Config:
+    settings = config.break_glass
+    try:
+        re.compile(settings.reason_pattern)
+    except re.error as error:
+        raise ConfigError(f"{source}: break_glass.reason_pattern is no regular expression: {error}") from None
+    if settings.window > settings.longest_window:
+        raise ConfigError(f"{source}: break_glass.window is longer than break_glass.longest_window")
+    if min(settings.window, config.cluster_timeout) <= timedelta(0):
+        raise ConfigError(f"{source}: break_glass.window and cluster_timeout must be longer than 0s")
+    return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys and without aliases. The C loader can't be told, and the file is small."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not allowed here")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} stands here twice")
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _known_settings(settings: Any, section: type[msgspec.Struct], source: str, place: str) -> dict[str, Any]:
+    """Return the settings with durations read; raise ConfigError for a key that `section` does not have."""
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source}: {place.rstrip('.') or 'the file'} must be a map of settings")
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    known = {}
+    for key, value in settings.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f'did you mean "{place}{near[0]}"?' if near else f"known here: {', '.join(sorted(fields))}"
+            raise ConfigError(f'{source}: there is no setting "{place}{key}"; {hint}')
+        kind = fields[key]
+        if isinstance(kind, type) and issubclass(kind, Section):
+            known[key] = _known_settings(value, kind, source, f"{place}{key}.")
+        elif kind is timedelta:
+            known[key] = _known_duration(value, source, place + key)
+        else:
+            known[key] = value
+    return known
+
+
+def _known_duration(value: Any, source: str, place: str) -> timedelta:
+    try:
+        return parse_duration(str(value))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {place}: {error}") from None
+
+
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration in `90s`, `30m`, `1h`, `1h30m`. Raises ValueError if `text` is none of this kind."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found or not any(found.groups()):
+        raise ValueError(f"{text[:40]!r} is no duration such as 90s, 30m or 1h30m")
+    hours, minutes, seconds = (int(number or 0) for number in found.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def print_duration(duration: timedelta) -> str:
+    """Return the duration as `1h30m`."""
+    seconds = int(duration.total_seconds())
+    parts = [(seconds // 3600, "h"), (seconds // 60 % 60, "m"), (seconds % 60, "s")]
+    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
+
+
+def _decode_path(kind: type, value: Any) -> Path:
+    if issubclass(kind, Path) and isinstance(value, str):
+        return Path(value).expanduser()
+    raise ValueError(f"{value!r} is no {kind.__name__}")
