@@ -16,15 +16,10 @@ from typing import Any
 import msgspec
 import yaml
 
+from webhook.durations import parse_duration
 from webhook.errors import ConfigError
-
-class Mode(StrEnum):
-    """What is done about drift."""
-
-    ENFORCE = "enforce"
-    """It is refused."""
-    AUDIT = "audit"
-    """It passes, and is recorded as WouldDeny."""
+from webhook.managed import ARGOCD, FLUX, PUSH, Identity, with_settings
+from webhook.policy import TOLERATED, BreakGlassPolicy, Mode, Policy
 
 
 class FailMode(StrEnum):
@@ -41,11 +36,11 @@ class TrackerKind(StrEnum):
     NONE = "none"
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the file. Keys that are left out have their default."""
 
 
-class ToolSettings(Section):
+class ToolSettings(Section, frozen=True, kw_only=True):
     """How one GitOps tool is recognised, on top of what the tool itself settles (`managed.py`)."""
 
     enabled: bool = True
@@ -57,7 +52,7 @@ class ToolSettings(Section):
     """Field managers whose fields count as declared, besides the tool's own."""
 
 
-class Tools(Section):
+class Tools(Section, frozen=True, kw_only=True):
     """The GitOps tools."""
 
     argocd: ToolSettings = ToolSettings()
@@ -65,7 +60,7 @@ class Tools(Section):
     push: ToolSettings = ToolSettings()
 
 
-class BreakGlassSettings(Section):
+class BreakGlassSettings(Section, frozen=True, kw_only=True):
     """Who may break the glass, and for how long. The right itself is RBAC: verb `break-glass`."""
 
     reason_pattern: str = r"\S.{7,}"
@@ -80,7 +75,7 @@ class BreakGlassSettings(Section):
     """The key that seals stamps: at least 32 bytes, the same for webhook and controller."""
 
 
-class TrackerSettings(Section):
+class TrackerSettings(Section, frozen=True, kw_only=True):
     """Where issues are filed."""
 
     kind: TrackerKind = TrackerKind.LOCAL
@@ -88,7 +83,7 @@ class TrackerSettings(Section):
     """The Git repository of a `local` tracker; by default `issues.git` in the state directory."""
 
 
-class ServerSettings(Section):
+class ServerSettings(Section, frozen=True, kw_only=True):
     """How the webhook listens."""
 
     host: str = "0.0.0.0"  # noqa: S104 -- a pod is reached by its own address
@@ -104,7 +99,7 @@ class ServerSettings(Section):
     """How long open connections are still answered after a signal to stop."""
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
     mode: Mode = Mode.ENFORCE
@@ -199,7 +194,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not allowed here")
+            raise yaml.YAMLError("aliases (*name) are not allowed here")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -216,7 +211,7 @@ def _known_settings(settings: Any, section: type[msgspec.Struct], source: str, p
     if not isinstance(settings, dict):
         raise ConfigError(f"{source}: {place.rstrip('.') or 'the file'} must be a map of settings")
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
-    known = {}
+    known: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
@@ -239,26 +234,37 @@ def _known_duration(value: Any, source: str, place: str) -> timedelta:
         raise ConfigError(f"{source}: {place}: {error}") from None
 
 
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
-
-
-def parse_duration(text: str) -> timedelta:
-    """Return the duration in `90s`, `30m`, `1h`, `1h30m`. Raises ValueError if `text` is none of this kind."""
-    found = _DURATION.fullmatch(text.strip())
-    if not found or not any(found.groups()):
-        raise ValueError(f"{text[:40]!r} is no duration such as 90s, 30m or 1h30m")
-    hours, minutes, seconds = (int(number or 0) for number in found.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
-
-
-def print_duration(duration: timedelta) -> str:
-    """Return the duration as `1h30m`."""
-    seconds = int(duration.total_seconds())
-    parts = [(seconds // 3600, "h"), (seconds // 60 % 60, "m"), (seconds % 60, "s")]
-    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
-
-
 def _decode_path(kind: type, value: Any) -> Path:
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value).expanduser()
     raise ValueError(f"{value!r} is no {kind.__name__}")
+
+
+def policy_of(config: Config) -> Policy:
+    """Return what `config` says about deciding."""
+    tools = ((ARGOCD, config.tools.argocd), (FLUX, config.tools.flux), (PUSH, config.tools.push))
+    asked = config.break_glass
+    return Policy(
+        mode=config.mode,
+        tools=tuple(
+            with_settings(
+                tool,
+                reconcilers=settings.reconcilers,
+                impersonated=settings.impersonated,
+                field_managers=settings.field_managers,
+            )
+            for tool, settings in tools
+            if settings.enabled
+        ),
+        people=frozenset(config.people),
+        exempt=tuple(Identity(name=name) for name in config.exempt),
+        tolerated=(*TOLERATED, *config.tolerated),
+        break_glass=BreakGlassPolicy(
+            reason_pattern=asked.reason_pattern,
+            reason_hint=asked.reason_hint,
+            window=asked.window,
+            longest_window=asked.longest_window,
+            excluded_kinds=frozenset(asked.excluded_kinds),
+        ),
+        controller=config.controller_identity,
+    )

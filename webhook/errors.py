@@ -4,6 +4,7 @@
     ├── MalformedReview      the request is no AdmissionReview that we can read: HTTP 400
     ├── CannotJudge          what the decision needs could not be had: `review.py` applies the fail mode
     │   ├── UndecodableFields    a managedFields entry is no FieldsV1
+    │   ├── ParentUnknown        a scale, and the object that is scaled can't be read
     │   └── ClusterUnavailable   the API server did not answer, or refused us
     ├── ConfigError          the configuration is refused: says where and what to do
     ├── CertificateError     a key pair is missing, half written, or does not fit
@@ -28,6 +29,10 @@ class CannotJudge(DriftgateError):
 
 class UndecodableFields(CannotJudge):
     """A managedFields entry is there, but is no FieldsV1."""
+
+
+class ParentUnknown(CannotJudge):
+    """A scale can't be judged without the object that is scaled."""
 
 
 class ClusterUnavailable(CannotJudge):

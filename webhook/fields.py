@@ -56,19 +56,19 @@ def changes(old: Any, new: Any, owned: Sequence[FieldsV1] = (), at: Path = ()) -
     """
     if old == new:
         return
-    if len(at) < MAX_DEPTH and _both_maps(old, new):
+    if len(at) < MAX_DEPTH and _both(dict, old, new):
         yield from _map_changes(old, new, owned, at)
-    elif len(at) < MAX_DEPTH and isinstance(old, list) and isinstance(new, list):
+    elif len(at) < MAX_DEPTH and _both(list, old, new):
         yield from _list_changes(old, new, owned, at)
     else:
         yield Change(at, old, new)
 
 
-def _both_maps(old: Any, new: Any) -> bool:
-    """Tell whether both are maps, where a map that comes or goes with something in it stands for its leaves."""
-    if isinstance(old, dict):
-        return isinstance(new, dict) or (new is ABSENT and bool(old))
-    return old is ABSENT and isinstance(new, dict) and bool(new)
+def _both(kind: type, old: Any, new: Any) -> bool:
+    """Tell whether both are maps (or lists), where one that comes or goes with something in it stands for its parts."""
+    if isinstance(old, kind):
+        return isinstance(new, kind) or (new is ABSENT and bool(old))
+    return old is ABSENT and isinstance(new, kind) and bool(new)
 
 
 def _map_changes(old: Any, new: Any, owned: Sequence[FieldsV1], at: Path) -> Iterator[Change]:
@@ -94,10 +94,11 @@ def below(owned: Iterable[FieldsV1], element: str) -> list[FieldsV1]:
     return found
 
 
-def _list_changes(old: list[Any], new: list[Any], owned: Sequence[FieldsV1], at: Path) -> Iterator[Change]:
+def _list_changes(old: Any, new: Any, owned: Sequence[FieldsV1], at: Path) -> Iterator[Change]:
+    items, new_items = [] if old is ABSENT else old, [] if new is ABSENT else new
     before = after = None
-    for naming in _namings(old, new, owned):
-        before, after = _by_element(old, naming), _by_element(new, naming)
+    for naming in _namings(items, new_items, owned):
+        before, after = _by_element(items, naming), _by_element(new_items, naming)
         if before is not None and after is not None:
             break
     if before is None or after is None:

@@ -13,9 +13,7 @@ import msgspec
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
-def new_ulid(
-    now: Callable[[], float] = time.time, randomness: Callable[[int], int] = secrets.randbits
-) -> str:
+def new_ulid(now: Callable[[], float] = time.time, randomness: Callable[[int], int] = secrets.randbits) -> str:
     """Return a ULID: 26 characters that sort by time. `now` gives Unix seconds, `randomness(n)` n random bits."""
     number = (int(now() * 1000) & ((1 << 48) - 1)) << 80 | randomness(80)
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
