@@ -268,3 +268,16 @@ def policy_of(config: Config) -> Policy:
         ),
         controller=config.controller_identity,
     )
+
+
+def read_seal_key(path: Path) -> bytes:
+    """Return the key that seals stamps. Raises ConfigError if it is missing or too short."""
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"the seal key {path} can't be read ({error.strerror}); make one: driftgate certs --seal-key {path}"
+        ) from None
+    if len(key) < 32:
+        raise ConfigError(f"the seal key {path} is shorter than 32 bytes; make one: driftgate certs --seal-key {path}")
+    return key

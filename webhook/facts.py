@@ -108,7 +108,7 @@ def facts_of(
     if an object is no object.
     """
     blank = Facts(ref=ref_of(request), operation=request.operation, webhook=webhook, actor=Actor.PERSON)
-    if ignored := _ignored(request, policy):
+    if ignored := _ignored(request, webhook, policy):
         return replace(blank, ignored=ignored)
     kind, old, new = _objects(request, webhook, parent)
     ref = ObjectRef(group=kind.group, kind=kind.kind, namespace=request.namespace, name=request.name)
@@ -124,9 +124,11 @@ def facts_of(
     return blank
 
 
-def _ignored(request: AdmissionRequest, policy: Policy) -> str:
+def _ignored(request: AdmissionRequest, webhook: Webhook, policy: Policy) -> str:
     if request.sub_resource in IGNORED_SUBRESOURCES:
         return f"the subresource {request.sub_resource} is no configuration"
+    if request.sub_resource == "scale" and webhook is Webhook.MUTATE:
+        return "a patch on a Scale would be lost"
     if request.operation is Operation.CONNECT:
         return "a connection changes nothing"
     return "the user is exempt" if is_exempt(request.user, policy) else ""

@@ -1,8 +1,9 @@
 """May this write break the glass, until when, and does the stamp on it say no more than that?
 
 The right itself is the cluster's to give (verb `break-glass`) and comes in as an argument; the reason, the kinds and
-the time are the configuration's. Easy to get wrong: /mutate and /validate may run in different replicas, so /validate
-finds the window's id in the stamp, and believes it only if its seal, its name and its time fit this write.
+the time are the configuration's. Easy to get wrong: /mutate and /validate may run in different replicas and be called
+again, so the window's id is read from the stamp that stands there, and believed only if its seal, its name, its age
+and its end fit this very write. A stamp kept from an earlier window fits none.
 """
 
 import re
@@ -11,10 +12,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from webhook.admission import Webhook
-from webhook.break_glass import Grant, deadline
+from webhook.break_glass import Grant, Stamp, deadline
 from webhook.durations import parse_duration
 from webhook.facts import Facts
 from webhook.policy import Policy
+
+_ONE_WRITE = timedelta(seconds=60)
+"""The longest that one write takes from its first admission call to its last, clocks of replicas included."""
 
 
 def with_grant(
@@ -24,43 +28,38 @@ def with_grant(
 
     Only for facts that want a grant. `right` is None if the user has the right to break the glass, else why not.
     """
-    refusal = _refusal(facts, policy, right)
-    if refusal:
+    if refusal := _refusal(facts, policy, right):
         return replace(facts, refusal=refusal)
-    settings = policy.break_glass
-    asked_for = parse_duration(facts.ask.duration) if facts.ask and facts.ask.duration else settings.window
+    until = _until(facts, policy, now)
     if facts.window is not None:
-        until = facts.window.until
-        if facts.ask is not None:
-            until = deadline(facts.window.opened, asked_for, now, settings.longest_window)
         grant = Grant(id=facts.window.id, by=facts.window.by, until=until, opens=False)
-    elif facts.webhook is Webhook.VALIDATE and facts.stamp is not None:
-        grant = Grant(id=facts.stamp.id, by=facts.stamp.by, until=facts.stamp.until, opens=True)
-    else:
-        until = deadline(now, asked_for, now, settings.longest_window)
-        grant = Grant(id=new_id(), by=user, until=until, opens=True)
-    return _checked_stamp(replace(facts, grant=grant), policy, user, now)
+        return replace(facts, grant=grant, stamp=_fitting(facts.stamp, grant, policy))
+    opened = facts.stamp if facts.stamp and abs(now - facts.stamp.opened) < _ONE_WRITE else None
+    grant = Grant(id=opened.id if opened else new_id(), by=user, until=until, opens=True)
+    if opened and facts.webhook is Webhook.MUTATE:  # called again: what the first call wrote stays
+        grant = replace(grant, until=min(until, opened.until))
+    return replace(facts, grant=grant, stamp=_fitting(opened, grant, policy))
 
 
-_SKEW = timedelta(minutes=1)
+def _until(facts: Facts, policy: Policy, now: datetime) -> datetime:
+    settings = policy.break_glass
+    if facts.window is not None and facts.ask is None:
+        return facts.window.until
+    asked_for = parse_duration(facts.ask.duration) if facts.ask and facts.ask.duration else settings.window
+    return deadline(facts.window.opened if facts.window else now, asked_for, now, settings.longest_window)
 
 
-def _checked_stamp(facts: Facts, policy: Policy, user: str, now: datetime) -> Facts:
-    """Take a stamp for none that says more than the write allows: another's name, another window, too long a time."""
-    stamp, grant = facts.stamp, facts.grant
-    if facts.webhook is Webhook.MUTATE or stamp is None or grant is None:
-        return facts
-    latest = min(now, stamp.opened) + policy.break_glass.longest_window + _SKEW
-    by = user if grant.opens else grant.by
-    genuine = stamp.id == grant.id and stamp.by == by and now < stamp.until <= latest
-    return facts if genuine else replace(facts, stamp=None)
+def _fitting(stamp: Stamp | None, grant: Grant, policy: Policy) -> Stamp | None:
+    """Return the stamp if it says what the grant allows: the same window and name, and no longer than any may be."""
+    if stamp is None or (stamp.id, stamp.by) != (grant.id, grant.by):
+        return None
+    return stamp if stamp.until <= stamp.opened + policy.break_glass.longest_window + _ONE_WRITE else None
 
 
 def _refusal(facts: Facts, policy: Policy, right: str | None) -> str:
     settings = policy.break_glass
-    kinds = {facts.ref.kind, f"{facts.ref.kind}.{facts.ref.group}"}
-    if kinds & settings.excluded_kinds:
-        return f"there is no break-glass for {facts.ref.kind}"
+    if {facts.ref.kind, f"{facts.ref.kind}.{facts.ref.group}"} & settings.excluded_kinds:
+        return f"there is none for a {facts.ref.kind}"
     if right is not None:
         return right
     if facts.ask is None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 STAGES = "kwok-stages.yaml"
 STAGE_FOLDERS = ("node/fast", "node/heartbeat", "pod/fast")  # below kustomize/stage of the module
-EXPECTED = "about twelve minutes on two cores the first time, 600 MB of downloads and 3 GB in Go's caches"
+EXPECTED = "about twelve minutes on two cores the first time, 600 MB of downloads and 5 GB in Go's caches"
 BEAT_TERMINAL = 1.0  # seconds between signs of life
 BEAT_LOG = 30.0
 TAIL = 30  # lines of a failed build's output

@@ -14,7 +14,6 @@ stops its servers in the right order. The keeper imports the standard library al
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import select
@@ -22,13 +21,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-GRACE = 8.0  # seconds from TERM to KILL
+GRACE = 4.0  # seconds from TERM to KILL
 LOOK = 0.25  # seconds between two looks at parent and command
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -39,21 +38,30 @@ class Leashed:
 
     name: str
     log: Path  # its standard output and error
+    grace: float  # seconds from TERM to KILL
     _keeper: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, name: str, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str]) -> Leashed:
+    def start(
+        cls,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        grace: float = GRACE,
+    ) -> Leashed:
         """Start `command` with exactly this environment; what it prints is appended to `log`."""
         with log.open("ab") as output:
             keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, str(os.getpid()), *map(str, command)],
+                [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(grace), *map(str, command)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
                 start_new_session=True,
             )
-        return cls(name=name, log=log, _keeper=keeper)
+        return cls(name=name, log=log, grace=grace, _keeper=keeper)
 
     @property
     def exit_code(self) -> int | None:
@@ -66,10 +74,10 @@ class Leashed:
             self._keeper.stdin.close()
 
     def stop(self) -> None:
-        """End the command and wait until it is gone: TERM, and KILL after `GRACE`."""
+        """End the command and wait until it is gone: TERM, and KILL when `grace` is over."""
         self.let_go()
         try:
-            self._keeper.wait(GRACE + 2)
+            self._keeper.wait(self.grace + 2)
         except subprocess.TimeoutExpired:
             os.killpg(self._keeper.pid, signal.SIGKILL)  # the keeper leads a process group of its own
             self._keeper.wait()
@@ -79,33 +87,30 @@ class Leashed:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def keep(parent: int, command: Sequence[str]) -> int:
+def keep(parent: int, command: Sequence[str], *, grace: float) -> int:
     """Run the command until it exits, or until process `parent` is gone; return its exit code, as a shell would."""
-    process = subprocess.Popen(  # noqa: PLW1509 -- this process has a single thread
-        command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_keeper if sys.platform == "linux" else None
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_die_with_keeper if sys.platform == "linux" else None,  # noqa: PLW1509 -- a single thread
     )
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while process.poll() is None and os.getppid() == parent:
         readable, _, _ = select.select([sys.stdin], [], [], LOOK)
         if readable:
             break
-    return _end(process)
-
-
-def _die_with_keeper() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
     process.terminate()  # does nothing to a process that has exited
     try:
-        code = process.wait(GRACE)
+        code = process.wait(grace)
     except subprocess.TimeoutExpired:
         process.kill()
         code = process.wait()
     return code if code >= 0 else 128 - code
 
 
+def _die_with_keeper() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(keep(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(keep(int(sys.argv[1]), sys.argv[3:], grace=float(sys.argv[2])))

@@ -1,0 +1,64 @@
+"""The same denial again: counted, not recorded again, so that a controller in a loop can't flood the audit log.
+
+A denial is the same if user, object, operation and fields are. The count becomes one record of its own, `event:
+review.repeated`, once the ten minutes are over. Bounded: the oldest denial is written out when there are too many.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgspec
+
+from webhook.record import Record
+
+_SPAN = timedelta(minutes=10)
+_MOST = 4096
+
+
+@dataclass(slots=True)
+class _Denial:
+    first: Record
+    since: datetime
+    repeats: int = 0
+
+
+class Repeats:
+    """Denials of the last ten minutes. Thread-safe."""
+
+    def __init__(self, *, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._denials: dict[tuple[object, ...], _Denial] = {}
+        self._lock = threading.Lock()
+
+    def seen(self, record: Record, now: datetime) -> str:
+        """Return the id of the record that stands for the same denial, and count it; empty if it is new."""
+        key = (
+            *(record.user, record.operation, record.group, record.resource, record.sub_resource),
+            *(record.namespace, record.name, record.verdict, record.reason, record.drift, record.detail),
+        )
+        with self._lock:
+            known = self._denials.get(key)
+            if known is not None and now - known.since < _SPAN:
+                known.repeats += 1
+                return known.first.id
+            self._denials[key] = _Denial(first=record, since=now)
+            return ""
+
+    def flush(self, now: datetime, *, all_of_them: bool = False) -> list[Record]:
+        """Return a record for each denial that was repeated and whose ten minutes are over, and forget it."""
+        with self._lock:
+            over: list[tuple[object, ...]] = []
+            for key, denial in self._denials.items():  # oldest first
+                if not all_of_them and now - denial.since < _SPAN and len(self._denials) - len(over) <= _MOST:
+                    break
+                over.append(key)
+            ended = [self._denials.pop(key) for key in over]
+        return [
+            msgspec.structs.replace(
+                d.first, id=self._new_id(), event="review.repeated", count=d.repeats, detail=d.first.id
+            )
+            for d in ended
+            if d.repeats
+        ]

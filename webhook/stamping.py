@@ -1,0 +1,62 @@
+"""What /mutate writes: the stamp of a granted write, and what a write dropped from an open window.
+
+Pure, and the same when called again: what is right already is left alone. Easy to get wrong: a patch on DELETE is an
+error, a patch on Scale is lost. Taking the ask away, and only that, ends a window; a write that drops ask and stamp
+together (`kubectl replace`, a reconciler's PUT) meant neither, and gets both back.
+"""
+
+from webhook.actors import Actor
+from webhook.admission import Object, PatchOperation, annotations, metadata_patch
+from webhook.break_glass import (
+    ACTIVE,
+    ASKS,
+    LABEL,
+    STAMPS,
+    Stamp,
+    grow,
+    open_stamp,
+    stamp_annotations,
+)
+from webhook.decision import Decision, Verdict
+from webhook.facts import Facts, held_changes
+from webhook.fields import print_path
+
+REPLICAS = ".spec.replicas"
+
+
+def stamp_of(facts: Facts) -> Stamp | None:
+    """Return the stamp that a granted write leaves; None without a grant.
+
+    An object that can be scaled always lists its replicas: a scale can't be stamped when it comes.
+    """
+    if facts.grant is None:
+        return None
+    fields = [print_path(change.path) for change in held_changes(facts.drift)]
+    fields += [REPLICAS] if facts.scalable else []
+    if facts.window is not None:
+        return grow(facts.window, fields, facts.grant.until)
+    return open_stamp(id_=facts.grant.id, by=facts.grant.by, until=facts.grant.until, fields=fields)
+
+
+def stamp_patch(
+    facts: Facts, decision: Decision, old: Object | None, new: Object | None, key: bytes
+) -> list[PatchOperation]:
+    """Return the JSON Patch for a write to an object (not to its scale); empty where there is nothing to write."""
+    if new is None or facts.closes:
+        return []
+    if decision.verdict is Verdict.BREAK_GLASS:
+        stamp = stamp_of(facts)
+        wanted = stamp_annotations(stamp, facts.ref, key) if stamp else {}
+    elif facts.actor is Actor.RECONCILER and facts.window is not None:
+        wanted = {name: annotations(old)[name] for name in STAMPS}
+    else:
+        return []
+    wanted |= _dropped_ask(facts, old, new)
+    return metadata_patch(new, "annotations", wanted) + metadata_patch(new, "labels", {LABEL: ACTIVE})
+
+
+def _dropped_ask(facts: Facts, old: Object | None, new: Object) -> dict[str, str | None]:
+    if facts.window is None:
+        return {}
+    before, after = annotations(old), annotations(new)
+    return {name: before[name] for name in ASKS if name in before and name not in after}
