@@ -138,7 +138,7 @@ class Entry:
 
 async def send_reply(reply: Reply, send: Send) -> None:
     """Send `reply` as ASGI messages."""
-    headers = [(name.encode(), value.encode()) for name, value in reply.headers]
+    headers = [(name.lower().encode(), value.encode()) for name, value in reply.headers]
     headers.append((b"content-type", reply.content_type.encode()))
     headers.append((b"content-length", str(len(reply.body)).encode()))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})

@@ -136,6 +136,14 @@ def _without_empty(value: Any) -> Any:
     return value
 
 
+_NOT_IN_MANIFESTS = frozenset({"f:finalizers", "f:ownerReferences", "f:managedFields"})
+
+
 def takes_declared_value(change: Change, manifest: Object) -> bool:
-    """Tell whether `change` sets a field to exactly what Git's manifest says, also where that is nothing."""
+    """Tell whether `change` sets a field to exactly what Git's manifest says, also where that is nothing.
+
+    Metadata that manifests hardly ever hold is the cluster's: that Git says nothing of it gives nobody leave to wipe it.
+    """
+    if change.path[:1] == ("f:metadata",) and change.path[1] in _NOT_IN_MANIFESTS:
+        return False
     return bool(value_at(manifest, change.path) == change.after)

@@ -6,6 +6,7 @@ A record never holds an object, nor a value of a Secret: `drift` comes from `mes
 import secrets
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -17,6 +18,11 @@ def new_ulid(now: Callable[[], float] = time.time, randomness: Callable[[int], i
     """Return a ULID: 26 characters that sort by time. `now` gives Unix seconds, `randomness(n)` n random bits."""
     number = (int(now() * 1000) & ((1 << 48) - 1)) << 80 | randomness(80)
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def print_millis(when: datetime) -> str:
+    """Return the time of a record: RFC 3339 in UTC with milliseconds."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{when.microsecond // 1000:03}Z"
 
 
 class Drift(msgspec.Struct, frozen=True):

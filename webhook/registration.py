@@ -259,7 +259,8 @@ def _by_program(policy: Policy) -> str:
 
 
 def _by_the_cluster() -> str:
-    nodes = f'({_USER}.startsWith("system:node:") && has(request.userInfo.groups) && {_text(NODES)} in request.userInfo.groups)'
+    is_node = f'{_USER}.startsWith("system:node:") && has(request.userInfo.groups)'
+    nodes = f"({is_node} && {_text(NODES)} in request.userInfo.groups)"
     built_in = f"({_USER} in {_list(sorted(BUILT_IN_CONTROLLERS))} && {_HAS_UID})"
     return f"{_USER} in {_list(sorted(SYSTEM_USERS))} || {nodes} || {built_in}"
 

@@ -32,7 +32,7 @@ from webhook.grants import with_grant
 from webhook.logs import log
 from webhook.messages import cannot_judge, message_of, no_right, plain, print_drift, print_managed, warnings_of
 from webhook.policy import Policy
-from webhook.record import Record, new_ulid
+from webhook.record import Record, new_ulid, print_millis
 from webhook.repeats import Repeats
 from webhook.stamping import stamp_of, stamp_patch
 
@@ -286,11 +286,6 @@ def record_of(
         ask=plain(facts.ask.reason, 1000) if facts.ask else "",
         detail=plain(facts.refusal, 500),
     )
-
-
-def print_millis(when: datetime) -> str:
-    """Return the time of a record: RFC 3339 in UTC with milliseconds."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{when.microsecond // 1000:03}Z"
 
 
 def _audit_annotations(facts: Facts, decision: Decision, record: str) -> Mapping[str, str]:

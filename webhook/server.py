@@ -40,6 +40,7 @@ from webhook.review import Reviewer
 
 KEEP_ALIVE = 120  # seconds; the API server closes idle connections after 90, and must be the one to do it
 LAST_ANSWERS = 3.0  # seconds for the answers under way when the time to drain is over
+FAREWELL = 0.5  # seconds for clients to take leave; an idle one may not even look
 LOOK = 1.0  # seconds between two looks at the certificate's files
 HEARTBEAT = 30  # seconds after which gunicorn replaces a worker whose event loop hangs
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- gunicorn's heartbeat file: in memory, unlinked as soon as it is open
@@ -198,7 +199,8 @@ class DrainingServer(Server):
         await self._until(gone.done, self._drain)
         for connection in list(state.connections):
             connection.shutdown()
-        await self._until(lambda: not (state.connections or state.tasks), LAST_ANSWERS)
+        await self._until(lambda: not state.tasks, LAST_ANSWERS)
+        await self._until(lambda: not state.connections, FAREWELL)
         gone.cancel()
         self._captured_signals.clear()  # uvicorn would raise them again, and end the process here and now
         log("server.stopped", pid=os.getpid())

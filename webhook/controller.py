@@ -1,0 +1,261 @@
+"""Break-glass windows from open to closed; records from the outbox to the ledger. One pass after the other.
+
+The stamp on the object is the outbox: a window is believed when it is seen stored there, so a change that another
+webhook refused files no issue and a forged review none either. Deletions and scales leave no stamp of their own: they
+are believed when the live object shows them. Easy to get wrong: this may be killed anywhere and starts again; every
+step is safe to do twice, and is written down only after it took effect.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from webhook.admission import GroupVersionResource, Object, annotations, labels, metadata
+from webhook.break_glass import (
+    ACTIVE,
+    ASK,
+    ASKS,
+    EVERYTHING,
+    LABEL,
+    SEAL,
+    STAMPS,
+    ObjectRef,
+    Stamp,
+    parse_time,
+    print_time,
+    read_stamp,
+)
+from webhook.errors import ClusterUnavailable, RecordsError, TrackerError
+from webhook.fields import overlap
+from webhook.issue_text import body_of, changes_nothing, closing_of, comment_of, title_of
+from webhook.issues import Issue, Tracker
+from webhook.logs import log
+from webhook.messages import plain, print_value
+from webhook.record import Record, new_ulid, print_millis
+from webhook.windows import State, Transactions, Window, Windows
+
+_GIVEN_UP = timedelta(seconds=60)
+"""How long a granted change may take to be seen stored; then something after us refused it."""
+_SEARCH = timedelta(minutes=10)
+"""How often the whole cluster is searched for stamps that no record tells of."""
+
+
+class Objects(Protocol):
+    """What the controller does in the cluster. Raises ClusterUnavailable."""
+
+    def get(self, resource: GroupVersionResource, namespace: str, name: str) -> Object | None:
+        """Return the object as it is stored, or None."""
+        ...
+
+    def json_patch(
+        self, resource: GroupVersionResource, namespace: str, name: str, patch: Sequence[dict[str, Any]]
+    ) -> Object | None:
+        """Apply a JSON Patch; None if the object is not there."""
+        ...
+
+    def stamped_objects(self, selector: str) -> Iterator[tuple[GroupVersionResource, Object]]:
+        """Yield every object with a label."""
+        ...
+
+
+class Ledger(Transactions, Protocol):
+    """What is needed of the ledger."""
+
+    def append(self, records: Sequence[Record]) -> object:
+        """Add records."""
+        ...
+
+    def take_in(self, directory: Path) -> int:
+        """Move records from the outbox; return how many."""
+        ...
+
+
+class Controller:
+    """Looks after windows. `now` is the clock and `new_id` makes ULIDs."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        outbox: Path,
+        cluster: Objects,
+        tracker: Tracker | None,
+        seal_key: bytes,
+        cluster_name: str = "",
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        new_id: Callable[[], str] = new_ulid,
+    ) -> None:
+        self._ledger = ledger
+        self._outbox = outbox
+        self._cluster = cluster
+        self._tracker = tracker
+        self._key = seal_key
+        self._cluster_name = cluster_name
+        self._now = now
+        self._new_id = new_id
+        self._windows = Windows(ledger)
+        self._searched: datetime | None = None
+
+    def run(self, stop: threading.Event, *, pause: float = 1.0) -> None:
+        """Pass after pass until `stop` is set. A pass that fails is logged and tried again."""
+        while not stop.is_set():
+            try:
+                self.pass_once()
+            except (ClusterUnavailable, RecordsError, TrackerError) as error:
+                log("controller.delayed", error=plain(str(error), 400))
+            stop.wait(pause)
+
+    def pass_once(self) -> None:
+        """Take in what the webhook recorded, and look after every window that is not over."""
+        self._ledger.take_in(self._outbox)
+        self._windows.take_in(print_time(self._now()))
+        for window in self._windows.unfinished():
+            try:
+                self._look_after(window)
+            except (ClusterUnavailable, TrackerError) as error:
+                log("window.delayed", window=window.id, error=plain(str(error), 400))
+        self._search()
+
+    def _look_after(self, window: Window) -> None:
+        live = self._cluster.get(window.resource, window.ref.namespace, window.ref.name)
+        stamp = read_stamp(live, window.ref, self._key)
+        if stamp is None or stamp.id != window.id:
+            self._without_stamp(window, live)
+            return
+        if window.state is State.PENDING:
+            self._opened(window, stamp)
+        records = self._windows.unsettled(window.id)
+        self._tell(window, stamp, [record for record in records if _is_stored(record, live, stamp)])
+        if live is not None and (ASK not in annotations(live) or self._now() >= stamp.until):
+            self._close(window, live, "its time was up" if ASK in annotations(live) else "the ask was removed")
+        else:
+            self._give_up([record for record in records if not _is_stored(record, live, stamp)])
+
+    def _opened(self, window: Window, stamp: Stamp) -> None:
+        self._windows.put(window.id, state=State.OPEN, until=print_time(stamp.until))
+        self._record(window, "window.opened", f"until {print_time(stamp.until)}: {window.why}")
+
+    def _tell(self, window: Window, stamp: Stamp, stored: Sequence[Record]) -> None:
+        """File the issue with the first change, and comment on each further one."""
+        changed = [record for record in stored if not changes_nothing(record.drift)]
+        issue = window.issue
+        for record in changed if self._tracker else ():
+            assert self._tracker is not None  # noqa: S101 -- the loop above is empty without one
+            if issue:
+                self._tracker.comment(window.id, comment_of(record), key=record.id)
+            else:
+                body = body_of(record, by=stamp.by, why=window.why, until=print_time(stamp.until))
+                filed = self._tracker.file(
+                    Issue(marker=window.id, title=title_of(record), body=body, labels=("drift",))
+                )
+                issue = filed.url
+                self._windows.put(window.id, state=State.OPEN, issue=issue, until=print_time(stamp.until))
+                self._record(window, "issue.filed", issue)
+            self._windows.settle([record])
+        self._windows.settle([record for record in stored if record not in changed or self._tracker is None])
+
+    def _without_stamp(self, window: Window, live: Object | None) -> None:
+        """Look after a window whose object carries no stamp of it: deleted, given back, or never stored."""
+        records = self._windows.unsettled(window.id)
+        is_gone = live is None or "deletionTimestamp" in metadata(live)
+        deleted = [record for record in records if record.operation == "DELETE" and is_gone]
+        if deleted:
+            last = Stamp(id=window.id, by=window.by, until=parse_time(window.until), fields=(EVERYTHING,))
+            self._tell(window, last, deleted)
+        if deleted or window.state is State.OPEN:
+            self._ended(window, "the object was deleted" if is_gone else "its stamp is gone")
+        elif not any(self._is_young(record) for record in records):
+            self._give_up(records, at_once=True)
+            self._windows.put(window.id, state=State.VOID)
+
+    def _is_young(self, record: Record) -> bool:
+        return self._now() - parse_time(record.time) < _GIVEN_UP
+
+    def _give_up(self, records: Sequence[Record], *, at_once: bool = False) -> None:
+        """Settle granted changes that were never stored: something after us refused them."""
+        for record in records:
+            if at_once or not self._is_young(record):
+                log("change.not_stored", record=record.id, window=record.window)
+                self._windows.settle([record])
+
+    def _close(self, window: Window, live: Object, outcome: str) -> None:
+        """Take ask, stamp and label away, only our own and only if they are still what we looked at."""
+        patch: list[dict[str, Any]] = []
+        for key in sorted({SEAL, *ASKS, *STAMPS} & annotations(live).keys()):
+            pointer = f"/metadata/annotations/{key.replace('/', '~1')}"
+            patch.append({"op": "test", "path": pointer, "value": annotations(live)[key]})
+            patch.append({"op": "remove", "path": pointer})
+        if LABEL in labels(live):
+            patch.append({"op": "remove", "path": f"/metadata/labels/{LABEL.replace('/', '~1')}"})
+        self._cluster.json_patch(window.resource, window.ref.namespace, window.ref.name, patch)
+        self._ended(window, outcome)
+
+    def _ended(self, window: Window, outcome: str) -> None:
+        if self._tracker is not None and self._tracker.find(window.id) is not None:
+            self._tracker.comment(window.id, closing_of(outcome), key=f"{window.id}-closed")
+        self._windows.put(window.id, state=State.CLOSED)
+        self._record(window, "window.closed", outcome)
+
+    def _search(self) -> None:
+        """Find stamps in the cluster that no record tells of: those of an outbox that was lost."""
+        now = self._now()
+        if self._searched is not None and now - self._searched < _SEARCH:
+            return
+        for resource, found in self._cluster.stamped_objects(f"{LABEL}={ACTIVE}"):
+            meta = metadata(found)
+            kind = str(found.get("kind") or "")
+            ref = ObjectRef(group=resource.group, kind=kind, namespace=meta.get("namespace") or "", name=meta["name"])
+            stamp = read_stamp(found, ref, self._key)
+            if stamp is not None:
+                self._windows.adopt(
+                    Window(
+                        id=stamp.id,
+                        resource=resource,
+                        ref=ref,
+                        by=stamp.by,
+                        why=annotations(found).get(ASK, ""),
+                        until=print_time(stamp.until),
+                        state=State.PENDING,
+                        since=print_time(now),
+                        issue="",
+                    )
+                )
+        self._searched = now
+
+    def _record(self, window: Window, event: str, detail: str) -> None:
+        log(event, window=window.id, kind=window.ref.kind, namespace=window.ref.namespace, name=window.ref.name)
+        self._ledger.append(
+            [
+                Record(
+                    id=self._new_id(),
+                    time=print_millis(self._now()),
+                    event=event,
+                    cluster=self._cluster_name,
+                    user=window.by,
+                    group=window.ref.group,
+                    version=window.resource.version,
+                    resource=window.resource.resource,
+                    kind=window.ref.kind,
+                    namespace=window.ref.namespace,
+                    name=window.ref.name,
+                    window=window.id,
+                    until=window.until,
+                    ask=window.why,
+                    detail=plain(detail, 500),
+                )
+            ]
+        )
+
+
+def _is_stored(record: Record, live: Object | None, stamp: Stamp) -> bool:
+    """Tell whether the live object shows a granted change: by its stamp, or by itself where it leaves none."""
+    if record.operation == "DELETE":
+        return live is None or "deletionTimestamp" in metadata(live)
+    if record.sub_resource == "scale":
+        replicas = print_value(((live or {}).get("spec") or {}).get("replicas"))
+        return all(d.after == replicas for d in record.drift)
+    if changes_nothing(record.drift) or EVERYTHING in stamp.fields:
+        return True
+    return all(any(overlap(d.path, field) for field in stamp.fields) for d in record.drift)
