@@ -144,6 +144,6 @@ def takes_declared_value(change: Change, manifest: Object) -> bool:
 
     Metadata that manifests hardly ever hold is the cluster's: that Git says nothing of it gives nobody leave to wipe it.
     """
-    if change.path[:1] == ("f:metadata",) and change.path[1] in _NOT_IN_MANIFESTS:
+    if change.path[:1] == ("f:metadata",) and _NOT_IN_MANIFESTS.intersection(change.path[1:2]):
         return False
     return bool(value_at(manifest, change.path) == change.after)

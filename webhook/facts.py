@@ -244,7 +244,9 @@ def _facts_of_drift(facts: Facts, old: Object | None, new: Object | None, policy
     if not drift and old is not None and new is not None:
         drift = wiped_fields(old, new, facts.managed, facts.changed)
     manifest = last_applied(old) if drift and is_update else None
-    converging = manifest is not None and all(takes_declared_value(change, manifest) for change in drift)
+    converging = manifest is not None and all(
+        takes_declared_value(change, manifest) and not is_own_path(change.path) for change in drift
+    )
     return replace(facts, drift=drift, converging=converging)
 
 

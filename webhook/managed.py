@@ -144,7 +144,7 @@ FLUX = Tool(
 )
 PUSH = Tool(
     key="push",
-    title="pipeline from",
+    title="the pipeline of",
     marks=(annotation_path(SOURCE),),
     find=_push_source,
     field_managers=frozenset({"kubectl-client-side-apply", "kubectl"}),

@@ -108,20 +108,29 @@ def message_of(facts: Facts, decision: Decision, record: str) -> str:
 
 
 def _drift(facts: Facts, decision: Decision) -> list[str]:
+    if decision.reason is Reason.GRANT_REFUSED:
+        return _refused(facts, decision)
     what = {
         Operation.CREATE: "creating it by hand would drift from Git.",
         Operation.DELETE: "deleting it would drift from Git.",
     }.get(facts.operation, "this change would drift from Git:")
-    first = f"{object_name(facts.ref)} is managed by {print_managed(facts.managed)}; {what}"
-    lines = [first, *_drift_lines(decision.drift, facts.ref), f"Change it in Git, {_place(facts)}."]
-    if facts.refusal:
-        return [*lines, f"Break-glass is refused: {facts.refusal}."]
-    if decision.reason is Reason.GRANT_REFUSED:
-        return [
-            *lines,
-            "Break-glass is not confirmed: the stamp is missing. Try again; for a scale, annotate the object first.",
-        ]
-    return [*lines, _way_out(facts)]
+    return [
+        f"{object_name(facts.ref)} is managed by {print_managed(facts.managed)}; {what}",
+        *_drift_lines(decision.drift, facts.ref),
+        f"Change it in Git, {_place(facts)}.",
+        _way_out(facts),
+    ]
+
+
+def _refused(facts: Facts, decision: Decision) -> list[str]:
+    why = facts.refusal or "it could not be stamped; try again, and for a scale annotate the object first"
+    changed = [change for change in decision.drift if not is_own_path(change.path)]
+    return [
+        f"Break-glass is refused for {object_name(facts.ref)}: {why}.",
+        *(["Without it, this change would drift from Git:"] if changed else []),
+        *_drift_lines(changed, facts.ref),
+        f"It is managed by {print_managed(facts.managed)}; change it in Git, {_place(facts)}.",
+    ]
 
 
 def _drift_lines(changes: Sequence[Change], ref: ObjectRef) -> list[str]:
@@ -174,9 +183,9 @@ def no_right(request: AdmissionRequest, ref: ObjectRef) -> str:
     """Return why somebody has not the right to break the glass, with the rule that would give it."""
     groups, resources = canonical([request.resource.group]), canonical([request.resource.resource])
     return (
-        f"{plain(request.user.username, 200)} has no right to it. "
-        f"RBAC that an administrator may give in {'namespace ' + ref.namespace if ref.namespace else 'a ClusterRole'}: "
-        f'{{apiGroups: {groups}, resources: {resources}, verbs: ["break-glass"]}}'
+        f"{plain(request.user.username, 200)} has no right to it (an administrator gives it by a "
+        f"{'Role in ' + plain(ref.namespace, 63) if ref.namespace else 'ClusterRole'}: "
+        f'{{apiGroups: {groups}, resources: {resources}, verbs: ["break-glass"]}})'
     )
 
 

@@ -1,8 +1,8 @@
 """The outbox: records on disk before the answer leaves, in append-only segment files of JSON Lines.
 
 The writing side is `Outbox`: one thread, which writes whatever has come in the meantime and syncs it at once (group
-commit). The reading side is three functions for the controller; how far a segment was read is not known here but kept
-in the ledger, in the same transaction as the rows.
+commit). The reading side is three functions for the controller: `segments`, `read_segment`, `retire`. How far a segment
+was read is not known here; the ledger keeps it, in the same transaction as the rows.
 
 - Every writer has segments of its own, so workers and replicas may share a folder.
 - A writer holds a flock on its segment: that, and nothing else, tells a reader that the writer still lives. So a
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import threading
 from concurrent.futures import Future
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from webhook.errors import RecordsError
+from webhook.logs import log
 from webhook.record import Record, decode, encode, new_ulid
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ SEGMENT_SIZE = 8 * 1024 * 1024
 MOST_WAITING = 8 * 1024 * 1024
 """Bytes of records that may wait for the disk; further ones are refused."""
 
+SET_ASIDE = ".corrupt"
+"""What is put behind the name of a segment with lines that can't be read."""
+
 _SUFFIX = ".jsonl"
-_SET_ASIDE = ".corrupt"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-
-_log = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -313,13 +313,13 @@ def retire(path: Path, offset: int, *, keep: bool) -> bool:
     except OSError as error:
         raise RecordsError(f"the outbox segment {path} can't be removed: {error.strerror}") from error
     if torn:
-        _log.warning("line.skipped", extra={"segment": path.name, "offset": offset, "bytes": len(torn)})
+        log("line.skipped", segment=path.name, offset=offset, bytes=len(torn))
     return True
 
 
 def _take_away(path: Path, *, keep: bool) -> None:
     if keep:
-        path.rename(path.with_name(path.name + _SET_ASIDE))
+        path.rename(path.with_name(path.name + SET_ASIDE))
     else:
         path.unlink()
     _sync_directory(path.parent)

@@ -1,7 +1,9 @@
-"""The same denial again: counted, not recorded again, so that a controller in a loop can't flood the audit log.
+"""The same review again: counted, not recorded again.
 
-A denial is the same if user, object, operation and fields are. The count becomes one record of its own, `event:
-review.repeated`, once the ten minutes are over. Bounded: the oldest denial is written out when there are too many.
+A controller in a loop must not flood the audit log, and the API server asks again for one and the same write when it
+meets a conflict. A denial is the same if user, object, operation and fields are; the count becomes one record of its
+own, `event: review.repeated`, once its ten minutes are over. A granted change is the same only if nothing else was
+granted on the object in between, and seconds apart. Bounded: the oldest go when there are too many.
 """
 
 import threading
@@ -14,6 +16,8 @@ import msgspec
 from webhook.record import Record
 
 _SPAN = timedelta(minutes=10)
+_ONE_WRITE = timedelta(seconds=30)
+"""The longest that the API server tries one write again."""
 _MOST = 4096
 
 
@@ -30,14 +34,25 @@ class Repeats:
     def __init__(self, *, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
         self._denials: dict[tuple[object, ...], _Denial] = {}
+        self._granted: dict[tuple[object, ...], _Denial] = {}
         self._lock = threading.Lock()
+
+    def granted(self, record: Record, now: datetime) -> str:
+        """Return the id of the record that stands for the same write, asked about again; empty if it is new."""
+        place = (record.group, record.resource, record.namespace, record.name)
+        with self._lock:
+            last = self._granted.pop(place, None)
+            if last is not None and now - last.since < _ONE_WRITE and _content(last.first) == _content(record):
+                self._granted[place] = last
+                return last.first.id
+            self._granted[place] = _Denial(first=record, since=now)
+            if len(self._granted) > _MOST:
+                del self._granted[next(iter(self._granted))]
+            return ""
 
     def seen(self, record: Record, now: datetime) -> str:
         """Return the id of the record that stands for the same denial, and count it; empty if it is new."""
-        key = (
-            *(record.user, record.operation, record.group, record.resource, record.sub_resource),
-            *(record.namespace, record.name, record.verdict, record.reason, record.drift, record.detail),
-        )
+        key = _content(record)
         with self._lock:
             known = self._denials.get(key)
             if known is not None and now - known.since < _SPAN:
@@ -62,3 +77,10 @@ class Repeats:
             for d in ended
             if d.repeats
         ]
+
+
+def _content(record: Record) -> tuple[object, ...]:
+    return (
+        *(record.user, record.operation, record.group, record.resource, record.sub_resource),
+        *(record.namespace, record.name, record.verdict, record.reason, record.drift, record.window, record.detail),
+    )

@@ -29,7 +29,7 @@ from webhook.decision import Decision, Reason, Verdict, decide
 from webhook.errors import CannotJudge, MalformedReview
 from webhook.facts import Facts, facts_of
 from webhook.grants import with_grant
-from webhook.logs import log
+from webhook.logs import log, told
 from webhook.messages import cannot_judge, message_of, no_right, plain, print_drift, print_managed, warnings_of
 from webhook.policy import Policy
 from webhook.record import Record, new_ulid, print_millis
@@ -145,7 +145,7 @@ class AdmissionReviewer:
         except (CannotJudge, MalformedReview) as error:
             answer = self._could_not_judge(webhook, request, str(error))
         except Exception as error:  # noqa: BLE001 -- the one place that answers for whatever goes wrong in judging
-            log("review.failed", uid=request.uid, error=f"{type(error).__name__}: {error}")
+            log("review.failed", uid=request.uid, **told(error))
             answer = self._could_not_judge(webhook, request, f"internal error ({type(error).__name__})")
         return answer
 
@@ -201,12 +201,13 @@ class AdmissionReviewer:
         return Answer(response.encode(), recorded)
 
     def _keep(self, request: AdmissionRequest, record: Record) -> tuple[str, Future[None] | None]:
-        """Record, unless this is a dry run. The same denial again is only counted, under the first one's id."""
+        """Record, unless this is a dry run. The same review again is only counted, under the first one's id."""
         if request.dry_run:
             return "", None
         for repeated in self._repeats.flush(self._now()):
             self._audit_log.append(repeated)
-        if record.verdict != Verdict.BREAK_GLASS and (first := self._repeats.seen(record, self._now())):
+        known = self._repeats.granted if record.verdict == Verdict.BREAK_GLASS else self._repeats.seen
+        if first := known(record, self._now()):
             return first, None
         return record.id, self._audit_log.append(record)
 

@@ -184,7 +184,7 @@ class DrainingServer(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners and wait until all connections are gone, but no longer than the time to drain.
 
-        SIGINT and SIGQUIT end the waiting: they come from somebody at a terminal.
+        Nothing is waited for after `leave_at_once`.
         """
         state = self.server_state
         log("server.draining", connections=len(state.connections), pid=os.getpid())
@@ -204,6 +204,10 @@ class DrainingServer(Server):
         gone.cancel()
         self._captured_signals.clear()  # uvicorn would raise them again, and end the process here and now
         log("server.stopped", pid=os.getpid())
+
+    def leave_at_once(self) -> None:
+        """Stop without draining. gunicorn sends SIGQUIT to say so, after a Ctrl-C for example."""
+        self.should_exit = self.force_exit = True
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -239,7 +243,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         self.config.load()
         self.config.ssl = certificates.context
         server = DrainingServer(self.config, settings)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGINT, None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.leave_at_once)
         watching = asyncio.create_task(certificates.watch())
         await server.serve(sockets=self.sockets)
         watching.cancel()
