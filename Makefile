@@ -1,6 +1,6 @@
 # driftgate: what a developer does. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test e2e control-plane bench record lock format clean
+.PHONY: help install demo check test e2e control-plane bench lock format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,9 +39,6 @@ e2e: $(STAMP) ## tests against a real control plane
 
 bench: $(STAMP) ## CPU a decision, latency and throughput over TLS, memory, beside the floor
 	$(BIN)/python -m tests.bench
-
-record: $(STAMP) ## record AdmissionReviews from a real control plane into tests/reviews
-	$(BIN)/python -m tests.record
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .

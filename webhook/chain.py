@@ -35,7 +35,7 @@ GENESIS = "0" * 64
 COLUMNS = ("time", "user", "namespace", "kind", "name", "managed_by", "verdict", "reason", "event", "window")
 """What is searched: columns with the names, and the values, of the record's fields."""
 
-_BY_VALUE = tuple(column for column in COLUMNS if column not in {"time", "managed_by"})
+_BY_VALUE = ("user", "namespace", "name", "verdict", "reason", "event", "window")
 _TEXTS = ", ".join(f'"{column}" TEXT NOT NULL' for column in COLUMNS)
 
 SCHEMA = (
@@ -43,6 +43,7 @@ SCHEMA = (
     f" hash TEXT NOT NULL, {_TEXTS})",
     'CREATE INDEX records_by_time ON records ("time")',
     *(f'CREATE INDEX records_by_{column} ON records ("{column}", "time")' for column in _BY_VALUE),
+    'CREATE INDEX records_by_kind ON records ("kind" COLLATE NOCASE, "time")',
     "CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL, hash TEXT NOT NULL)",
     f"INSERT INTO head VALUES (1, 0, '{GENESIS}')",  # noqa: S608 -- a constant
 )

@@ -70,6 +70,7 @@ class Facts:
     declared_known: bool = True
     converging: bool = False
     window: Stamp | None = None  # live, on the old object
+    why: str = ""  # the ask on the old object: why the window is open
     stamp: Stamp | None = None  # genuine, on the new object
     ask: Ask | None = None
     closes: bool = False  # this write takes the ask away from an open window, and nothing else of the stamp
@@ -199,6 +200,7 @@ def _facts_of_managed(
         facts,
         changed=changed,
         window=window,
+        why=annotations(old).get(ASK, "") if window else "",
         stamps_changed=bool(new) and stamps_changed(old, new),
         only_own_keys=bool(new) and all(is_own_path(change.path) for change in changed),
         scalable="replicas" in ((new or {}).get("spec") or {}),

@@ -52,8 +52,8 @@ _SCHEMA = (
 class Filter:
     """Which records are looked for; None: any. `namespace=""` finds what has no namespace.
 
-    `since` is included, `until` is not. `tool` is the beginning of `managed_by`; capitals and blanks don't count, so
-    that `argocd` finds `Argo CD application "shop"`.
+    `since` is included, `until` is not. Capitals don't count in `kind`. `tool` is the beginning of `managed_by`, where
+    neither capitals nor blanks count: `argocd` finds `Argo CD application "shop"`.
     """
 
     since: datetime | None = None
@@ -305,7 +305,6 @@ def _conditions(wanted: Filter) -> tuple[Sequence[str], Sequence[str]]:
     equal = {
         "user": wanted.user,
         "namespace": wanted.namespace,
-        "kind": wanted.kind,
         "name": wanted.name,
         "verdict": wanted.verdict,
         "reason": wanted.reason,
@@ -313,6 +312,8 @@ def _conditions(wanted: Filter) -> tuple[Sequence[str], Sequence[str]]:
         "window": wanted.window,
     }
     found = {f'"{column}" = ?': value for column, value in equal.items() if value is not None}
+    if wanted.kind is not None:
+        found['"kind" = ? COLLATE NOCASE'] = wanted.kind
     if wanted.since is not None:
         found['"time" >= ?'] = print_millis(wanted.since)
     if wanted.until is not None:

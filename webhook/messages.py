@@ -154,10 +154,10 @@ def _way_out(facts: Facts) -> str:
 
 def _held(facts: Facts, decision: Decision) -> list[str]:
     window = facts.window
-    until = f"until {print_time(window.until)}, opened by {plain(window.by, 100)}" if window else ""
-    what = "this would delete it" if facts.operation is Operation.DELETE else "this would undo:"
+    until = f" until {print_time(window.until)} ({plain(window.by, 100)}: {plain(facts.why, 200)})" if window else ""
+    what = "this would delete it." if facts.operation is Operation.DELETE else "this would undo:"
     return [
-        f"{object_name(facts.ref)} is held by break-glass {until}; {what}",
+        f"{object_name(facts.ref)} is held by break-glass{until}; {what}",
         *_drift_lines(decision.drift, facts.ref),
         f"To end it earlier: kubectl annotate {kubectl_name(facts.ref)} {ASK}-",
     ]

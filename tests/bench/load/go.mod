@@ -1,0 +1,3 @@
+module driftgate/load
+
+go 1.22
