@@ -11,7 +11,7 @@ import yaml
 from webhook import __version__, registration
 from webhook.app import create_app
 from webhook.cli import SUBCOMMANDS
-from webhook.config import Config, parse
+from webhook.config import Config, parse, policy_of
 from webhook.server import LAST_ANSWERS
 
 from .fakes_server import FakeReviewer
@@ -296,3 +296,21 @@ def test_kustomize_builds_it():
     assert {one["kind"] for one in built} >= {manifest["kind"] for [manifest] in OBJECTS.values()}
     assert all(one["metadata"]["labels"]["app.kubernetes.io/name"] == "driftgate" for one in built)
     assert done.stdout.count(f"image: driftgate:{__version__}\n") == 2
+
+
+def printed_registration():
+    """What `driftgate manifests` prints for the shipped configuration, without the CA that an installation adds."""
+    policy = policy_of(parse(only("ConfigMap")["data"]["config.yaml"]))
+    manifests = registration.registration(policy, registration.Endpoint(ca_bundle=b""))
+    for manifest in manifests:
+        for entry in manifest["webhooks"]:
+            del entry["clientConfig"]["caBundle"]
+    return manifests
+
+
+def test_the_shipped_registration_is_what_the_command_prints():
+    """The checked-in webhook configurations can't fall behind the rules they are generated from."""
+    folder = MANIFESTS / "registration"
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+
+    assert [yaml.safe_load((folder / name).read_text()) for name in listed] == printed_registration()

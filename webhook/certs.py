@@ -196,6 +196,14 @@ def check_pair(directory: Path, names: Iterable[str] = (), *, now: datetime) -> 
     )
 
 
+def names_in(directory: Path) -> tuple[str, ...]:
+    """Return the names in a folder's serving certificate, valid or not; none if there is no certificate to read."""
+    try:
+        return _names(_certificates(_read(directory / CERTIFICATE), CERTIFICATE)[0])
+    except CertificateError:
+        return ()
+
+
 def _builder(
     subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, last: datetime
 ) -> x509.CertificateBuilder:

@@ -34,7 +34,9 @@ def _object_name(ctx: click.Context, param: click.Parameter, name: str) -> str:
     f" certificate that is there, else {_DEFAULT_NAME}.",
 )
 @click.option("--days", type=click.IntRange(1, 36500), default=365, show_default=True, help="How long it is valid.")
-@click.option("--ca-days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="The same for a new CA.")
+@click.option(
+    "--ca-days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="The same for a new CA."
+)
 @click.option("--renew", is_flag=True, help="Make a new serving certificate even where a valid one is there.")
 @click.option("--secret", is_flag=True, help="Print a Secret with the pair, for kubectl apply -f -.")
 @click.option("--secret-name", default="driftgate-certificates", show_default=True, callback=_object_name)
@@ -79,24 +81,52 @@ def certs(
 
 def _provide(directory: Path, names: tuple[str, ...], days: int, ca_days: int, *, renew: bool) -> str:
     """See to it that there is a valid pair, and return what was done."""
-    from webhook.certs import check_pair, make_ca, make_serving_pair, read_ca, write_pair
+    from webhook.certs import check_pair, make_ca, make_serving_pair, names_in, read_ca, write_pair
     from webhook.errors import CertificateError
 
     now = datetime.now(UTC)
+    there = (directory / "tls.crt").exists()
     try:
-        checked, why = check_pair(directory, names, now=now), ""
+        checked = check_pair(directory, names, now=now)
     except CertificateError as error:
-        checked, why = None, str(error)
-    if checked is not None and not renew:
-        return (
-            f"{directory}: valid for {', '.join(checked.names)}; nothing to do until {_day(checked.not_after)}"
-            " (--renew makes a new one now)"
-        )
+        why = f"{error}\n" if there else ""
+    else:
+        if not renew:
+            until = f"{checked.not_after:%Y-%m-%d %H:%M} UTC"
+            return f"{directory}: valid for {', '.join(checked.names)}; nothing to do until {until}, or with --renew"
+        why = ""
     known = read_ca(directory)
-    if known is None and (directory / "tls.crt").exists() and not renew:
-        raise CertificateError(f"{why}. There is no CA to sign a new one; --renew makes one and replaces the pair")
+    if there and known is None and not renew:
+        raise CertificateError(
+            f"{directory} has a tls.crt that no CA there can renew: --renew replaces it all the same"
+        )
     ca = known or make_ca("driftgate CA", ca_days, now=now)
-    serving = make_serving_pair(ca, names or _names_in(directory, checked), days, now=now)
-    replaced = f"{why}\n" if why and (directory / "tls.crt").exists() else ""
+    serving = make_serving_pair(ca, names or names_in(directory) or (_DEFAULT_NAME,), days, now=now)
     write_pair(directory, serving, None if known else ca)
-    return replaced + _done(directory, now + timedelta(days=days), new_ca=known is None)
+    return why + _done(directory, now, now + timedelta(days=days), new_ca=known is None)
+
+
+def _done(directory: Path, now: datetime, wanted: datetime, *, new_ca: bool) -> str:
+    from webhook.certs import check_pair
+
+    checked = check_pair(directory, now=now)
+    made = "a CA and a serving certificate" if new_ca else "a serving certificate, signed by the CA that is there"
+    lines = [f"{directory}: made {made}, valid for {', '.join(checked.names)} until {checked.not_after:%Y-%m-%d}"]
+    if new_ca:
+        lines.append("ca.crt goes into the webhook configurations: driftgate manifests --ca ca.crt; keep ca.key safe")
+    if checked.not_after < wanted - timedelta(days=1):
+        lines.append("the CA ends then: remove ca.crt and ca.key ahead of it, and make a new one")
+    return "\n".join(lines)
+
+
+def _secret(directory: Path, name: str, namespace: str) -> str:
+    """Return the manifest of a Secret that holds the pair and the CA's certificate, not its key."""
+    files = {
+        file: base64.b64encode((directory / file).read_bytes()).decode() for file in ("ca.crt", "tls.crt", "tls.key")
+    }
+    data = "".join(f"  {file}: {content}\n" for file, content in files.items())
+    return (
+        "apiVersion: v1\nkind: Secret\n"
+        f"metadata:\n  name: {name}\n  namespace: {namespace}\n"
+        f"type: kubernetes.io/tls\ndata:\n{data}"
+    )

@@ -47,18 +47,18 @@ type options struct {
 
 // result is what is printed: one line of JSON.
 type result struct {
-	Requests     int     `json:"requests"`
-	Seconds      float64 `json:"seconds"`
-	PerSecond    float64 `json:"per_second"`
-	P50          float64 `json:"p50_ms"`
-	P90          float64 `json:"p90_ms"`
-	P99          float64 `json:"p99_ms"`
-	Max          float64 `json:"max_ms"`
-	Errors       int     `json:"errors"`
-	FirstError   string  `json:"first_error"`
-	Opened       int64   `json:"connections_opened"`
-	ServerCPU    float64 `json:"server_cpu_seconds"` // of process -pid, while requests were counted; -1: not known
-	ConnectionsN int     `json:"connections"`
+	Requests    int     `json:"requests"`
+	Seconds     float64 `json:"seconds"`
+	PerSecond   float64 `json:"per_second"`
+	P50         float64 `json:"p50_ms"`
+	P90         float64 `json:"p90_ms"`
+	P99         float64 `json:"p99_ms"`
+	Max         float64 `json:"max_ms"`
+	Errors      int     `json:"errors"`
+	FirstError  string  `json:"first_error"`
+	Connections int     `json:"connections"`
+	Opened      int64   `json:"connections_opened"`
+	ServerCPU   float64 `json:"server_cpu_seconds"` // of process -pid, while requests were counted; -1: not known
 }
 
 func main() {
@@ -114,8 +114,10 @@ func run(o options) (*result, error) {
 	}
 	warm := time.Now().Add(time.Duration(o.warmUp * float64(time.Second)))
 	each(callers, func(c *caller) { c.warmUp(warm) })
-	if problem := callers[0].firstError(); problem != "" {
-		return nil, fmt.Errorf("the first requests failed: %s", problem)
+	for _, c := range callers {
+		if problem := c.firstError(); problem != "" {
+			return nil, fmt.Errorf("the first requests failed: %s", problem)
+		}
 	}
 
 	plan := newPlan(o)
@@ -326,7 +328,7 @@ func (c *caller) ask() error {
 
 func summary(callers []*caller, elapsed time.Duration, before, after float64, opened int64) *result {
 	var times []time.Duration
-	found := &result{Seconds: elapsed.Seconds(), Opened: opened, ServerCPU: -1, ConnectionsN: len(callers)}
+	found := &result{Seconds: elapsed.Seconds(), Opened: opened, ServerCPU: -1, Connections: len(callers)}
 	for _, c := range callers {
 		times = append(times, c.times...)
 		found.Errors += len(c.errors)
@@ -356,8 +358,7 @@ func cpuTime(pid int) float64 {
 	if pid == 0 || err != nil {
 		return -1
 	}
-	_, rest, _ := strings.Cut(string(content), ") ") // a command's name may hold spaces
-	fields := strings.Fields(rest)
+	fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:])) // a command's name may hold anything
 	if len(fields) < 13 {
 		return -1
 	}

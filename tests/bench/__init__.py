@@ -1,0 +1,1 @@
+"""`make bench`: what a decision costs, and how the real server does under load."""
