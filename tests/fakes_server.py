@@ -51,6 +51,8 @@ class FakeReviewer:
         match request.requested_name:
             case "slow":
                 time.sleep(0.05)
+            case "slow-second":
+                time.sleep(1)
             case "slow-stuck":
                 self.let_go.wait(10)
             case "slow-raises" | "raises":

@@ -373,28 +373,33 @@ def test_tls_is_1_2_or_newer(served):
 
 
 def test_what_is_under_way_when_it_stops_is_answered(start):
-    """An idle connection and a handshake under way are both still served, and told to close."""
+    """A review that is being judged, an idle connection and a handshake: all are served, and told to close."""
     server = start()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     late = server.authority.context().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    with contextlib.closing(server.connect()) as idle, socket.create_connection(("127.0.0.1", server.port)) as raw:
+    assert not handshaken(late)
+    hello = outgoing.read()
+    with contextlib.ExitStack() as open_:
+        idle, busy = (open_.enter_context(contextlib.closing(server.connect())) for _ in range(2))
+        raw = open_.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         idle.connect()
-        assert not handshaken(late)
-        hello = outgoing.read()
+        busy.request("POST", "/validate", review("slow-second"), HEADERS)
         raw.sendall(hello[:20])
-        time.sleep(0.1)
+        time.sleep(0.2)
         server.process.terminate()
         server.seen("server.draining")
 
         idle.request("POST", "/validate", review(), HEADERS)
-        answer = idle.getresponse()
-        assert (answer.status, answer.getheader("connection")) == (200, "close")
-        answer.read()
+        for connection in (idle, busy):
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, "close")
+            answer.read()
+        time.sleep(0.5)
         raw.sendall(hello[20:])
         assert b"connection: close" in finish(late, raw, incoming, outgoing)
 
     assert server.stop() == 0
-    assert len(server.events("server.stopped")) == 1
+    assert server.log[-1]["event"] == "server.stopped"
 
 
 def handshaken(tls):
@@ -430,6 +435,7 @@ def test_it_leaves_when_the_time_to_drain_is_over(start):
 
         assert server.stop() == 0
         assert 1 <= time.monotonic() - started < 3
+    assert server.log[-1]["event"] == "server.stopped"
 
 
 def test_ctrl_c_does_not_drain(start):

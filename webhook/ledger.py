@@ -190,7 +190,8 @@ class LedgerReader:
                 connection.execute("RELEASE inner" if nested else "COMMIT")
             except BaseException:
                 if connection.in_transaction:  # SQLite itself rolls back when the disk is full
-                    connection.execute("ROLLBACK TO inner" if nested else "ROLLBACK")
+                    for statement in ("ROLLBACK TO inner", "RELEASE inner") if nested else ("ROLLBACK",):
+                        connection.execute(statement)
                 raise
 
 

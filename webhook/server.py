@@ -188,7 +188,7 @@ class DrainingServer(Server):
         """
         state = self.server_state
         log("server.draining", connections=len(state.connections), pid=os.getpid())
-        gone = asyncio.gather(*(server.wait_closed() for server in self.servers))
+        gone = [asyncio.create_task(server.wait_closed()) for server in self.servers]
         await asyncio.sleep(0)  # uvloop counts connections and handshakes only for who waits before the listener closes
         for listener in (*self.servers, *(sockets or ())):
             listener.close()
@@ -196,12 +196,11 @@ class DrainingServer(Server):
         for connection in state.connections:
             if isinstance(connection, Connection):
                 connection.answer_last()
-        await self._until(gone.done, self._drain)
+        await self._until(lambda: all(task.done() for task in gone), self._drain)
         for connection in list(state.connections):
             connection.shutdown()
         await self._until(lambda: not state.tasks, LAST_ANSWERS)
         await self._until(lambda: not state.connections, FAREWELL)
-        gone.cancel()
         self._captured_signals.clear()  # uvicorn would raise them again, and end the process here and now
         log("server.stopped", pid=os.getpid())
 

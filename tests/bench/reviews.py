@@ -2,11 +2,12 @@
 
 A size is that of the whole review as it is sent, both objects included, in KB of 1,024 bytes: the recorded update of a
 small Deployment is the 10 KB one. Larger ones grow as large manifests do, by containers with environment variables and
-by annotations, and everywhere at once: in the spec, in the last-applied annotation, and in the managedFields of the tool.
+by annotations, and everywhere at once: in the spec, in the last-applied annotation, and in the tool's managedFields.
 Smaller ones lose what a write can do without.
 """
 
 import json
+from bisect import bisect_left
 from copy import deepcopy
 from enum import StrEnum
 from typing import Any
@@ -59,7 +60,7 @@ def body(write: Write, size: int, name: str = "web") -> bytes:
             _unmark(obj)
     request["name"] = name
     if len(_encoded(review)) > size * KB * (1 + TOLERANCE):
-        _shrink(review, size * KB)
+        _strip(review, size * KB)
     else:
         _grow(review, size * KB)
     return _encoded(review)
@@ -78,7 +79,7 @@ def _rename(obj: Object, name: str) -> None:
     mark = f"guestbook:apps/Deployment:guestbook/{name}"
     meta["name"] = name
     meta["annotations"][_MARK] = mark
-    manifest = json.loads(meta["annotations"][LAST_APPLIED])
+    manifest = _manifest(obj)
     manifest["metadata"]["name"] = name
     manifest["metadata"]["annotations"][_MARK] = mark
     meta["annotations"][LAST_APPLIED] = _encoded(manifest).decode() + "\n"
@@ -86,7 +87,7 @@ def _rename(obj: Object, name: str) -> None:
 
 def _unmark(obj: Object) -> None:
     meta = obj["metadata"]
-    manifest = json.loads(meta["annotations"][LAST_APPLIED])
+    manifest = _manifest(obj)
     del meta["annotations"][_MARK], manifest["metadata"]["annotations"][_MARK]
     meta["annotations"][LAST_APPLIED] = _encoded(manifest).decode() + "\n"
     for entry in meta["managedFields"]:
@@ -94,88 +95,93 @@ def _unmark(obj: Object) -> None:
 
 
 def _grow(review: Object, size: int) -> None:
-    """Add as many environment variables as it takes."""
-    empty = len(_encoded(review))
+    """Add as many environment variables as it takes; each is good for some 450 bytes of a review."""
     request = review["request"]
     original = deepcopy(_objects(request))
+    pattern = _containers(original[0], _manifest(original[0]))
 
     def grown(variables: int) -> int:
         request["oldObject"], request["object"] = deepcopy(original)
         for obj in _objects(request):
-            _add_variables(obj, variables)
+            _add_variables(obj, variables, pattern)
         return len(_encoded(review))
 
-    enough = 1
-    if size - empty < (grown(enough) - empty) / 2:
-        grown(0)
-        return
-    least = 0
-    while grown(enough) < size:
-        least, enough = enough, enough * 2
-    while enough - least > 1:
-        middle = (least + enough) // 2
-        least, enough = (middle, enough) if grown(middle) < size else (least, middle)
-    grown(enough)
+    grown(bisect_left(range(size // 300), size, key=grown))
 
 
-def _add_variables(obj: Object, variables: int) -> None:
-    meta = obj["metadata"]
-    manifest = json.loads(meta["annotations"][LAST_APPLIED])
-    fields = next(e["fieldsV1"] for e in meta["managedFields"] if e["manager"] in ARGOCD.field_managers)
-    owned = fields["f:spec"]["f:template"]["f:spec"]["f:containers"]
-    live, stated = (o["spec"]["template"]["spec"]["containers"] for o in (obj, manifest))
-    patterns = deepcopy((live[0], stated[0], owned['k:{"name":"web"}']))
+Containers = tuple[list[Any], list[Any], Object]
+"""The containers of one object in three places: as they are stored, as they were applied, as fields of the tool."""
+
+
+def _manifest(obj: Object) -> Object:
+    manifest: Object = json.loads(obj["metadata"]["annotations"][LAST_APPLIED])
+    return manifest
+
+
+def _fields(obj: Object) -> Object:
+    entries = obj["metadata"]["managedFields"]
+    fields: Object = next(e["fieldsV1"] for e in entries if e["manager"] in ARGOCD.field_managers)
+    return fields
+
+
+def _containers(obj: Object, manifest: Object) -> Containers:
+    stored, applied = (o["spec"]["template"]["spec"]["containers"] for o in (obj, manifest))
+    return stored, applied, _fields(obj)["f:spec"]["f:template"]["f:spec"]["f:containers"]
+
+
+def _add_variables(obj: Object, variables: int, pattern: Containers) -> None:
+    manifest = _manifest(obj)
+    containers = _containers(obj, manifest)
+    stored, applied, owned = containers
     for number in range(variables):
         place, index = divmod(number, _VARIABLES)
         if index == 0 and place > 0:
-            _add_container(f"helper-{place:04}", live, stated, owned, patterns)
-            notes = {f"example.com/notes-{place:04}": f"what helper {place} is for, and whom to ask about it"}
-            meta["annotations"] |= notes
-            manifest["metadata"]["annotations"] |= notes
-            fields["f:metadata"]["f:annotations"] |= {f"f:{key}": {} for key in notes}
+            _add_container(f"helper-{place:04}", containers, pattern)
+            _annotate(obj, manifest, f"example.com/notes-{place:04}", f"what helper {place} is for, and whom to ask")
         variable = {"name": f"SETTING_{number:05}", "value": f"https://backend-{number:05}.guestbook.svc:8443/api/v2"}
-        live[-1]["env"].append(variable)
-        stated[-1]["env"].append(variable)
-        container = owned[_key(live[-1]["name"])]
-        container["f:env"][_key(variable["name"])] = {".": {}, "f:name": {}, "f:value": {}}
-    meta["annotations"][LAST_APPLIED] = _encoded(manifest).decode() + "\n"
+        stored[-1]["env"].append(variable)
+        applied[-1]["env"].append(variable)
+        owned[_key(stored[-1]["name"])]["f:env"][_key(variable["name"])] = {".": {}, "f:name": {}, "f:value": {}}
+    obj["metadata"]["annotations"][LAST_APPLIED] = _encoded(manifest).decode() + "\n"
 
 
-def _add_container(name: str, live: list[Any], stated: list[Any], owned: Object, patterns: tuple[Any, Any, Any]) -> None:
-    container, manifest, fields = deepcopy(patterns)
-    live.append(container | {"name": name})
-    stated.append(manifest | {"name": name})
-    owned[_key(name)] = fields
+def _add_container(name: str, containers: Containers, pattern: Containers) -> None:
+    stored, applied, owned = deepcopy(pattern)
+    containers[0].append(stored[0] | {"name": name})
+    containers[1].append(applied[0] | {"name": name})
+    containers[2][_key(name)] = owned[_key("web")]
+
+
+def _annotate(obj: Object, manifest: Object, key: str, value: str) -> None:
+    for annotated in (obj, manifest):
+        annotated["metadata"].setdefault("annotations", {})[key] = value
+    _fields(obj)["f:metadata"]["f:annotations"][f"f:{key}"] = {}
 
 
 def _key(name: str) -> str:
     return "k:" + _encoded({"name": name}).decode()
 
 
-def _shrink(review: Object, size: int) -> None:
-    """Take away what a write can do without, most telling part last, and fill up what is then missing."""
+def _strip(review: Object, size: int) -> None:
+    """Keep what makes it the write that it is, and fill up with an annotation what is then missing."""
     request = review["request"]
-    objects = _objects(request)
-    losses = [(request, name) for name in ("requestKind", "requestResource", "options")]
-    losses += [(request["userInfo"], "extra")]
-    losses += [(obj, "status") for obj in objects]
-    losses += [(obj["metadata"], name) for name in ("managedFields", "uid", "labels") for obj in objects]
-    losses += [(obj["metadata"], name) for name in ("resourceVersion", "creationTimestamp") for obj in objects]
-    losses += [(obj["metadata"]["annotations"], "deployment.kubernetes.io/revision") for obj in objects]
-    losses += [(obj["spec"], name) for name in ("strategy", "selector") for obj in objects]
-    losses += [(obj["spec"]["template"]["spec"]["containers"][0], name) for name in _EXTRAS for obj in objects]
-    losses += [(obj["metadata"]["annotations"], LAST_APPLIED) for obj in objects]
-    losses += [(obj["spec"]["template"]["spec"], name) for name in _POD_EXTRAS for obj in objects]
-    for place, name in losses:
-        if len(_encoded(review)) <= size:
-            break
-        place.pop(name, None)
-    missing = (size - len(_encoded(review))) // 2
-    if missing > 0:
-        padding = "x" * max(missing - len(_PADDING) - 6, 0)
-        for obj in objects:
-            obj["metadata"]["annotations"][_PADDING] = padding
+    for name in ("requestKind", "requestResource", "options", "dryRun"):
+        del request[name]
+    del request["userInfo"]["extra"]
+    request["oldObject"], request["object"] = map(_bare, _objects(request))
+    missing = (size - len(_encoded(review))) // 2 - len(f',"{_PADDING}":""')
+    for obj in _objects(request) if missing > 0 else ():
+        obj["metadata"]["annotations"][_PADDING] = "x" * missing
 
 
-_EXTRAS = ("readinessProbe", "resources", "ports", "env", "terminationMessagePath", "terminationMessagePolicy")
-_POD_EXTRAS = ("terminationGracePeriodSeconds", "dnsPolicy", "securityContext", "schedulerName", "restartPolicy")
+def _bare(obj: Object) -> Object:
+    meta, template = obj["metadata"], obj["spec"]["template"]
+    marks = {key: value for key, value in meta["annotations"].items() if key == _MARK}
+    restarted = {"metadata": {"annotations": found}} if (found := template["metadata"].get("annotations")) else {}
+    containers = [{name: container[name] for name in ("name", "image")} for container in template["spec"]["containers"]]
+    return {
+        "kind": obj["kind"],
+        "apiVersion": obj["apiVersion"],
+        "metadata": {"name": meta["name"], "namespace": meta["namespace"], "annotations": marks},
+        "spec": {"replicas": obj["spec"]["replicas"], "template": {**restarted, "spec": {"containers": containers}}},
+    }

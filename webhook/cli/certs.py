@@ -87,11 +87,12 @@ def _provide(directory: Path, names: tuple[str, ...], days: int, ca_days: int, *
     now = datetime.now(UTC)
     there = (directory / "tls.crt").exists()
     try:
-        checked = check_pair(directory, names, now=now)
+        check_pair(directory, now=now)
     except CertificateError as error:
         why = f"{error}\n" if there else ""
     else:
         if not renew:
+            checked = check_pair(directory, names, now=now)  # valid, but not for all of them: that is for a person
             until = f"{checked.not_after:%Y-%m-%d %H:%M} UTC"
             return f"{directory}: valid for {', '.join(checked.names)}; nothing to do until {until}, or with --renew"
         why = ""

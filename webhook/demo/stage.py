@@ -148,6 +148,10 @@ class Stage:
     def stop(self) -> None:
         """Take the registration away and end driftgate."""
         self.switch_off()
+        self.halt()
+
+    def halt(self) -> None:
+        """End driftgate and leave the registration: the API server goes on asking nobody."""
         if self._serving is not None:
             self._serving.stop()
             self._serving = None
@@ -186,14 +190,17 @@ class Stage:
             self.apply(marked(manifest, applied, application), *applied.flags, config=config)
         return config
 
-    def person(self, name: str, group: str, *, may_break_glass: bool = False) -> Path:
-        """Return the kubeconfig of an ordinary user: ClusterRole `admin`; with or without the right to break glass."""
+    def person(self, name: str, group: str, *, namespace: str = "", may_break_glass: bool = False) -> Path:
+        """Return the kubeconfig of an ordinary user: ClusterRole `admin`; with or without the right to break glass.
+
+        Bound in `namespace`, or without one in all of them.
+        """
         subject = {"kind": "Group", "name": group, "apiGroup": "rbac.authorization.k8s.io"}
-        self.apply(_binding(f"{group}-admin", "admin", subject))
+        self.apply(_binding(f"{group}-admin", "admin", subject, namespace))
         if may_break_glass:
             rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["break-glass"]}]
             self.apply(_role("break-glass", rules))
-            self.apply(_binding(f"{group}-break-glass", "break-glass", subject))
+            self.apply(_binding(f"{group}-break-glass", "break-glass", subject, namespace))
         return self.cluster.kubeconfig(name, [group])
 
 
@@ -216,11 +223,12 @@ def _role(name: str, rules: list[Manifest]) -> Manifest:
     }
 
 
-def _binding(name: str, role: str, subject: Manifest) -> Manifest:
+def _binding(name: str, role: str, subject: Manifest, namespace: str = "") -> Manifest:
+    """Bind a ClusterRole, in one namespace or in all."""
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": name},
+        "kind": "RoleBinding" if namespace else "ClusterRoleBinding",
+        "metadata": {"name": name, **({"namespace": namespace} if namespace else {})},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [subject],
     }
