@@ -601,7 +601,7 @@ def edits(draw):
 def content(path):
     """Return all that counts in a ledger."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.text_factory = bytes
+        connection.text_factory = lambda text: ("text", text)  # and not the same bytes as a BLOB
         return [connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in ("records", "head")]
 
 
@@ -637,6 +637,30 @@ def test_a_broken_chain_takes_further_records_and_stays_broken(sound, case):
     with Ledger(path) as ledger:
         assert ledger.append([record(40), record(41)]) == 2
         assert not ledger.verify().intact
+
+
+def test_numbers_are_not_used_again(sound):
+    """What was removed at the end leaves a gap, however many rows follow."""
+    path = tampered(sound, "DELETE FROM records WHERE sequence > 6")
+
+    with Ledger(path) as ledger:
+        ledger.append([record(40)])
+        assert ledger.list()[0].sequence == ROWS + 1
+        assert ledger.verify().problem == "row 7 is missing: row 9 comes instead"
+
+
+def test_a_schema_that_cannot_even_be_named_is_a_sentence(sound):
+    """SQLite's own message is no UTF-8 then."""
+    path = tampered(
+        sound,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), sql = 'CREATE nonsense' WHERE name = 'records_by_user'",
+    )
+
+    with LedgerReader(path) as reader:
+        assert "the file itself is damaged" in reader.verify().problem
+        with pytest.raises(RecordsError, match=r"can't be used: .*Keep the file as it is for inquiry"):
+            reader.list()
 
 
 def test_whoever_can_write_the_whole_file_can_forge_it(sound):

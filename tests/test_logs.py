@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from webhook import logs
 from webhook.logs import Reported, log, told
 
 
@@ -28,6 +30,21 @@ def test_a_line_that_cannot_be_written_is_lost(capfd):
     log("review.malformed", reason="\ud800")
 
     assert capfd.readouterr().out == ""
+
+
+def test_a_reader_that_does_not_keep_up_loses_lines(monkeypatch):
+    """Whole lines, and the writer does not wait."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr(logs, "STANDARD_OUTPUT", writing)
+    with os.fdopen(reading, "rb") as reader:
+        with os.fdopen(writing, "wb"):
+            logs.never_wait()
+            for number in range(10_000):
+                log("review.decided", number=number)
+        lines = [json.loads(line) for line in reader]
+
+    assert [line["number"] for line in lines] == list(range(len(lines)))
+    assert 100 < len(lines) < 10_000
 
 
 @pytest.fixture

@@ -68,11 +68,14 @@ from webhook.outbox import Outbox
 from webhook.record import Record
 
 outbox = Outbox(Path(sys.argv[1]))
+if sys.argv[2] == "used":
+    outbox.append(Record(id="parent", time="")).result(10)
 children = []
 for number in range(3):
     pid = os.fork()
     if pid == 0:
-        outbox.append(Record(id=f"child-{number}", time="")).result(10)
+        for part in "abc":
+            outbox.append(Record(id=f"child-{number}{part}", time="")).result(10)
         outbox.close()
         os._exit(0)
     children.append(pid)
@@ -164,12 +167,14 @@ def test_a_segment_that_is_full_is_followed_by_another(folder):
     assert sorted(kept(folder)) == [f"{number:02}" for number in range(10)]
 
 
-def test_workers_that_share_a_folder_have_files_of_their_own(tmp_path):
-    """An outbox that was made before a fork works in every child."""
-    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], check=True, timeout=30)
+@pytest.mark.parametrize("parent", ["unused", "used"])
+def test_workers_that_share_a_folder_have_files_of_their_own(tmp_path, parent):
+    """An outbox that was made before a fork, even one that was used, works in every child."""
+    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path), parent], check=True, timeout=30)
 
-    assert len(segments(tmp_path)) == 3
-    assert sorted(kept(tmp_path)) == ["child-0", "child-1", "child-2"]
+    written = [{decode(line).id[:-1] for line in path.read_bytes().splitlines()} for path in segments(tmp_path)]
+    written.sort(key=str)
+    assert written == [{"child-0"}, {"child-1"}, {"child-2"}, {"paren"}][: 3 + (parent == "used")]
 
 
 def test_every_record_that_was_answered_for_survives_kill_9(tmp_path):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,7 +27,7 @@ from uvicorn.server import ServerState
 
 from tests.fakes_server import review
 from webhook.app import MAX_BODY
-from webhook.cli.webhook import webhook
+from webhook.cli import main
 from webhook.errors import CertificateError
 from webhook.server import KEEP_ALIVE, Connection, load_pair, turn_away
 
@@ -330,7 +329,7 @@ def test_a_pair_that_is_half_written_changes_nothing(start, authority):
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key", None])
-def test_without_a_good_pair_it_does_not_start(tmp_path, authority, missing):
+def test_without_a_good_pair_it_does_not_start(tmp_path, authority, missing, monkeypatch, capfd):
     """The command names the files and what makes them, and ends with 1."""
     if missing:
         (authority.folder / missing).unlink()
@@ -339,12 +338,15 @@ def test_without_a_good_pair_it_does_not_start(tmp_path, authority, missing):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"server": {"certificates": str(authority.folder)}}))
 
-    result = CliRunner().invoke(webhook, ["--config", str(config)])
+    monkeypatch.setattr(sys, "argv", ["driftgate", "webhook", "--config", str(config)])
+    with pytest.raises(SystemExit) as ended:
+        main()
 
-    assert result.exit_code == 1
-    assert result.output.startswith(f"Error: {authority.folder}/tls.crt and {authority.folder}/tls.key are no pair")
-    assert "`driftgate certs`" in result.output
-    assert "Traceback" not in result.output
+    output, errors = capfd.readouterr()
+    assert (ended.value.code, output) == (1, "")
+    assert errors.startswith(f"driftgate: {authority.folder}/tls.crt and {authority.folder}/tls.key are no pair")
+    assert "`driftgate certs`" in errors
+    assert errors.count("\n") == 1
 
 
 def test_a_key_with_a_passphrase_is_refused(authority):
@@ -411,11 +413,17 @@ def handshaken(tls):
     return True
 
 
+def received(raw):
+    piece = raw.recv(65536)
+    assert piece, "the connection was closed"
+    return piece
+
+
 def finish(tls, raw, incoming, outgoing):
     """Finish a handshake, send a review, and return the answer's first bytes."""
     raw.settimeout(8)
     while not handshaken(tls):
-        incoming.write(raw.recv(65536))
+        incoming.write(received(raw))
     body = review()
     tls.write(HEAD.replace(b"999", str(len(body)).encode()) + body)
     raw.sendall(outgoing.read())
@@ -423,7 +431,7 @@ def finish(tls, raw, incoming, outgoing):
         try:
             return tls.read(65536)
         except ssl.SSLWantReadError:
-            incoming.write(raw.recv(65536))
+            incoming.write(received(raw))
 
 
 def test_it_leaves_when_the_time_to_drain_is_over(start):
@@ -434,19 +442,19 @@ def test_it_leaves_when_the_time_to_drain_is_over(start):
         started = time.monotonic()
 
         assert server.stop() == 0
-        assert 1 <= time.monotonic() - started < 3
+        assert 1 <= time.monotonic() - started < 8
     assert server.log[-1]["event"] == "server.stopped"
 
 
 def test_ctrl_c_does_not_drain(start):
     """SIGINT comes from somebody at a terminal, who does not want to wait."""
-    server = start(drain="10s")
+    server = start(drain="30s")
     with contextlib.closing(server.connect()) as idle:
         idle.connect()
         started = time.monotonic()
 
         assert server.stop(signal.SIGINT) == 0
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
 
 
 def test_no_worker_outlives_its_master(start):
@@ -485,9 +493,9 @@ def test_stalled_bodies_hold_nobody_up(served):
 
 def answers_quickly(served):
     started = time.monotonic()
-    for _ in range(10):
+    for _ in range(5):
         assert served.ask()[0] == 200
-    return time.monotonic() - started < 1
+    return time.monotonic() - started < 2
 
 
 def test_too_many_connections_are_asked_to_come_again(start):

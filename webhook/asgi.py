@@ -64,8 +64,8 @@ class Entry:
             await send_reply(await self._reply(webhook, scope, receive), send)
 
     def close(self) -> None:
-        """Let the threads go, and the reviewer."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Close the reviewer, once no thread asks it any more."""
+        self._threads.shutdown(cancel_futures=True)
         self._reviewer.close()
 
     async def _reply(self, webhook: Webhook, scope: Message, receive: Receive) -> Reply:

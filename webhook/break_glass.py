@@ -33,6 +33,7 @@ STAMPS = frozenset({ID, BY, UNTIL, FIELDS, SEAL})
 
 EVERYTHING = "*"
 """Stands for all fields, where a list of them would be too long for an annotation."""
+_MOST_FIELDS = 100
 _LONGEST_FIELDS = 16 * 1024
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -72,9 +73,10 @@ class Stamp:
 
     def covers(self, changes: Iterable[Change]) -> bool:
         """Tell whether every change is listed in the stamp."""
-        return EVERYTHING in self.fields or all(
-            any(within(print_path(change.path), field) for field in self.fields) for change in changes
-        )
+        if EVERYTHING in self.fields:
+            return True
+        paths = [print_path(change.path) for change in changes]
+        return all(any(within(path, field) for field in self.fields) for path in paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +152,9 @@ def _merged(fields: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:
     for field in more:
         if not any(within(field, known) for known in merged):
             merged = [known for known in merged if not within(known, field)] + [field]
-    return tuple(merged) if EVERYTHING not in merged and _size(merged) <= _LONGEST_FIELDS else (EVERYTHING,)
-
-
-def _size(fields: Iterable[str]) -> int:
-    return sum(len(field.encode()) + 3 for field in fields)
+        if EVERYTHING in merged or len(merged) > _MOST_FIELDS:
+            return (EVERYTHING,)
+    return tuple(merged) if sum(len(field.encode()) for field in merged) <= _LONGEST_FIELDS else (EVERYTHING,)
 
 
 def stamp_annotations(stamp: Stamp, ref: ObjectRef, key: bytes) -> dict[str, str | None]:

@@ -149,17 +149,17 @@ def make_seal_key(path: Path) -> bool:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_new(path, secrets.token_bytes(SEAL_KEY_SIZE), 0o600)
-        _sync(path.parent)
-    except FileExistsError:
-        if len(_read(path)) >= SEAL_KEY_SIZE:
-            return False
-        raise CertificateError(
-            f"{path} is shorter than {SEAL_KEY_SIZE} bytes, so it is no seal key: remove it, and try again"
-        ) from None
+        with contextlib.suppress(FileExistsError):
+            _write_new(path, secrets.token_bytes(SEAL_KEY_SIZE), 0o600)
+            _sync(path.parent)
+            return True
     except OSError as error:
         raise _unwritable(path.parent, error) from error
-    return True
+    if len(_read(path)) < SEAL_KEY_SIZE:
+        raise CertificateError(
+            f"{path} is shorter than {SEAL_KEY_SIZE} bytes, so it is no seal key: remove it, and try again"
+        )
+    return False
 
 
 def check_pair(directory: Path, names: Iterable[str] = (), *, now: datetime) -> Checked:
@@ -387,7 +387,7 @@ def _read(path: Path) -> bytes:
 def _read_if_there(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise CertificateError(

@@ -130,7 +130,7 @@ def verify(connection: sqlite3.Connection) -> Verification:
         if (last, last_hash) != (count, previous):
             return _not_at_head(count, previous, last)
         (health,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         health = str(error)
     problem = "" if health == "ok" else f"the file itself is damaged: {health}"
     return Verification(count=count, hash=previous, problem=problem)

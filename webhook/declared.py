@@ -8,6 +8,7 @@ Format: Kubernetes API conventions, "FieldsV1"; kubectl, "last-applied-configura
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -27,12 +28,16 @@ _ANCIENT = "ancient-changes"
 _json = msgspec.json.Decoder()
 
 
-def owned_fields(obj: Object | None) -> list[FieldsV1]:
-    """Return the FieldsV1 of every manager of `obj` whose entry is of the object's own version.
+_MOST_MANAGERS = 32
 
+
+def owned_fields(obj: Object | None) -> list[FieldsV1]:
+    """Return the FieldsV1 of the managers of `obj` whose entries are of the object's own version.
+
+    They serve to name list items; more managers than a sane object has would make each look-up dear, and are left out.
     Raises UndecodableFields if managedFields is no list of entries.
     """
-    return [fields for _, fields in _entries(obj)]
+    return [fields for _, fields in islice(_entries(obj), _MOST_MANAGERS)]
 
 
 def declared_fields(obj: Object | None, managed: Sequence[ManagedBy]) -> list[FieldsV1] | None:
@@ -75,17 +80,18 @@ def wiped_fields(
         return ()
     kept = {path for fields in after for path in leaves(fields)}
     touched = {change.path for change in changed}
+    kept |= {path[:end] for path in touched for end in range(len(path))}
     lost = [
         path
         for fields in before
         for path in leaves(fields)
-        if path not in kept and not _touches(path, touched) and value_at(new, path) is not ABSENT
+        if path not in kept and not _is_below(path, touched) and value_at(new, path) is not ABSENT
     ]
     return (Change(MANAGED_FIELDS_PATH, f"{len(lost)} fields of Git's", ABSENT),) if lost else ()
 
 
-def _touches(path: Path, touched: set[Path]) -> bool:
-    return any(path[:end] in touched for end in range(len(path) + 1)) or any(t[: len(path)] == path for t in touched)
+def _is_below(path: Path, touched: set[Path]) -> bool:
+    return any(path[:end] in touched for end in range(len(path) + 1))
 
 
 def last_applied(obj: Object | None) -> Object | None:
@@ -142,7 +148,7 @@ _NOT_IN_MANIFESTS = frozenset({"f:finalizers", "f:ownerReferences", "f:managedFi
 def takes_declared_value(change: Change, manifest: Object) -> bool:
     """Tell whether `change` sets a field to exactly what Git's manifest says, also where that is nothing.
 
-    Metadata that manifests hardly ever hold is the cluster's: that Git says nothing of it gives nobody leave to wipe it.
+    Metadata that manifests hardly ever hold is the cluster's: that Git says nothing of it gives no leave to wipe it.
     """
     if change.path[:1] == ("f:metadata",) and _NOT_IN_MANIFESTS.intersection(change.path[1:2]):
         return False

@@ -54,7 +54,7 @@ def changes(old: Any, new: Any, owned: Sequence[FieldsV1] = (), at: Path = ()) -
     `owned` holds the FieldsV1 that belong to this place (of every manager): they say which lists have keys. Maps are
     told apart down to their leaves, also where they are wholly new; list items that come or go are one change.
     """
-    if old == new:
+    if old == new and _alike(old, new):
         return
     if len(at) < MAX_DEPTH and _both(dict, old, new):
         yield from _map_changes(old, new, owned, at)
@@ -76,9 +76,19 @@ def _map_changes(old: Any, new: Any, owned: Sequence[FieldsV1], at: Path) -> Ite
     after: dict[str, Any] = {} if new is ABSENT else new
     for key in [*before, *(key for key in after if key not in before)]:
         was, becomes = before.get(key, ABSENT), after.get(key, ABSENT)
-        if was != becomes:
+        if was != becomes or not _alike(was, becomes):
             element = "f:" + key
-            yield from changes(was, becomes, below(owned, element), (*at, element))
+            inner = below(owned, element) if isinstance(was, dict | list) or isinstance(becomes, dict | list) else ()
+            yield from changes(was, becomes, inner, (*at, element))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Tell equal values apart as JSON does: to Python 1, 1.0 and True are equal."""
+    if type(one) is str:
+        return True
+    if isinstance(one, dict | list):
+        return bool(_plain.encode(one) == _plain.encode(other)) or canonical(one) == canonical(other)
+    return type(one) is type(other)
 
 
 def below(owned: Iterable[FieldsV1], element: str) -> list[FieldsV1]:
@@ -119,17 +129,13 @@ def _list_changes(old: Any, new: Any, owned: Sequence[FieldsV1], at: Path) -> It
 
 def _namings(old: list[Any], new: list[Any], owned: Sequence[FieldsV1]) -> Iterator[tuple[str, ...]]:
     """Yield the ways to name the items of a list, best first: merge keys, `()` for a set; none if it is atomic."""
-    known = False
+    known: set[tuple[str, ...]] = set()
     for fields in owned:
-        for element in fields:
-            if element.startswith("k:"):
-                known = True
-                yield _merge_keys(element)
-                break
-            if element.startswith("v:"):
-                known = True
-                yield ()
-                break
+        element = next((e for e in fields if e[:2] in {"k:", "v:"}), None)
+        naming = () if element is None or element[:2] == "v:" else _merge_keys(element)
+        if element is not None and naming not in known:
+            known.add(naming)
+            yield naming
     if not known and all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in (*old, *new)):
         yield ("name",)
 
@@ -158,6 +164,7 @@ def _by_element(items: list[Any], naming: tuple[str, ...]) -> dict[str, Any] | N
 
 
 _canonical = msgspec.json.Encoder(order="sorted")
+_plain = msgspec.json.Encoder()
 
 
 def canonical(value: Any) -> str:
@@ -208,11 +215,8 @@ def value_at(obj: Any, path: Path) -> Any:
         kind, name = element[:2], element[2:]
         if kind == "f:" and isinstance(obj, dict):
             obj = obj.get(name, ABSENT)
-        elif kind == "k:" and isinstance(obj, list):
-            obj = _item(obj, json.loads(name))
-        elif kind == "v:" and isinstance(obj, list):
-            value = json.loads(name)
-            obj = value if value in obj else ABSENT
+        elif kind in {"k:", "v:"} and isinstance(obj, list):
+            obj = _item(obj, kind, name)
         else:
             return ABSENT
         if obj is ABSENT:
@@ -220,7 +224,15 @@ def value_at(obj: Any, path: Path) -> Any:
     return obj
 
 
-def _item(items: list[Any], key: dict[str, Any]) -> Any:
+def _item(items: list[Any], kind: str, name: str) -> Any:
+    try:
+        key = json.loads(name)
+    except (ValueError, RecursionError):
+        return ABSENT
+    if kind == "v:":
+        return next((item for item in items if canonical(item) == canonical(key)), ABSENT)
+    if not isinstance(key, dict):
+        return ABSENT
     fits = [i for i in items if isinstance(i, dict) and all(i.get(name, value) == value for name, value in key.items())]
     return fits[0] if len(fits) == 1 else ABSENT
 
@@ -236,7 +248,10 @@ def print_path(path: Path) -> str:
         if kind == "f:":
             parts.append(f".{name}" if _PLAIN.match(name) else f"[{canonical(name)}]")
         elif kind == "k:":
-            pairs = ",".join(f"{key}={canonical(value)}" for key, value in json.loads(name).items())
+            pairs = ",".join(
+                f"{key if _PLAIN.match(key) else canonical(key)}={canonical(value)}"
+                for key, value in json.loads(name).items()
+            )
             parts.append(f"[{pairs}]")
         else:
             parts.append(f"[={name}]" if kind == "v:" else f"[{name}]")
@@ -245,7 +260,7 @@ def print_path(path: Path) -> str:
 
 def within(path: str, outer: str) -> bool:
     """Tell whether the printed `path` is `outer` or lies below it."""
-    return path.startswith(outer) and (len(path) == len(outer) or path[len(outer)] in ".[" or outer == ".")
+    return outer == "." or (path.startswith(outer) and (len(path) == len(outer) or path[len(outer)] in ".["))
 
 
 def overlap(path: str, other: str) -> bool:

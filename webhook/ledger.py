@@ -40,6 +40,8 @@ _VERSION = 1
 _PORTION = 500  # lines of a segment that one transaction takes in
 _BUSY = 5.0  # seconds to wait for another connection's lock
 
+_DAMAGED = ". Keep the file as it is for inquiry, and put back a copy"
+
 _SCHEMA = (
     *SCHEMA,
     'CREATE TABLE positions (segment TEXT PRIMARY KEY, "offset" INTEGER NOT NULL, refused INTEGER NOT NULL)',
@@ -175,7 +177,7 @@ class LedgerReader:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where a damaged schema names a column
             raise RecordsError(f"the ledger {self._path} can't be used: {error}{_what_to_do(error)}") from error
 
     @contextlib.contextmanager
@@ -405,7 +407,9 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _what_to_do(error: sqlite3.Error) -> str:
+def _what_to_do(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return _DAMAGED
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_FULL:
             return ". Make room on its disk; what waits in the outbox is not lost"
@@ -414,6 +418,6 @@ def _what_to_do(error: sqlite3.Error) -> str:
         case sqlite3.SQLITE_BUSY:
             return ". Something else keeps it locked: find the program that has it open, and try again"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return ". Keep the file as it is for inquiry, and put back a copy"
+            return _DAMAGED
         case _:
             return ""

@@ -2,12 +2,13 @@
 
 What libraries say through `logging` comes out in the same form, as the event `server.reported`. An exception is told
 by its type and the places it came through, never by its text or a stack trace: a text may hold parts of an object.
-A line that can't be written is lost: logging never holds up or fails an answer.
+A line that can't be written is lost: logging never fails an answer, nor holds one up after `never_wait`.
 """
 
 import contextlib
 import logging
 import os
+import stat
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -24,6 +25,13 @@ def log(event: str, **fields: object) -> None:
     now = datetime.now(tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     with contextlib.suppress(OSError, UnicodeError):
         os.write(STANDARD_OUTPUT, _encoder.encode({"time": now, "event": event, **fields}) + b"\n")
+
+
+def never_wait() -> None:
+    """Lose lines where whoever reads them through a pipe does not keep up, instead of standing still with the pipe."""
+    mode = os.fstat(STANDARD_OUTPUT).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        os.set_blocking(STANDARD_OUTPUT, False)
 
 
 def told(error: BaseException) -> dict[str, str]:

@@ -50,10 +50,10 @@ def print_value(value: Any) -> str:
     return plain(canonical(value), _LONGEST_VALUE)
 
 
-def print_drift(changes: Sequence[Change], ref: ObjectRef) -> tuple[Drift, ...]:
-    """Return the changes for people and records. The whole object, when it comes or goes, has no values."""
+def print_drift(changes: Sequence[Change], ref: ObjectRef, *, most: int = 100) -> tuple[Drift, ...]:
+    """Return the first `most` changes for people and records. An object that comes or goes as a whole has no values."""
     hide = (ref.group, ref.kind) == ("", "Secret")
-    return tuple(_print_change(change, hide=hide) for change in shown(changes))
+    return tuple(_print_change(change, hide=hide) for change in shown(changes)[:most])
 
 
 def _print_change(change: Change, *, hide: bool) -> Drift:
@@ -134,8 +134,8 @@ def _refused(facts: Facts, decision: Decision) -> list[str]:
 
 
 def _drift_lines(changes: Sequence[Change], ref: ObjectRef) -> list[str]:
-    drift = [d for d in print_drift(changes, ref) if d.path != "."]
-    lines = [f"  {d.path}: {d.before} -> {d.after}" for d in drift[:_MOST_LINES]]
+    drift = [change for change in shown(changes) if change.path]
+    lines = [f"  {d.path}: {d.before} -> {d.after}" for d in print_drift(drift, ref, most=_MOST_LINES)]
     return [*lines, f"  and {len(drift) - _MOST_LINES} more fields"] if len(drift) > _MOST_LINES else lines
 
 

@@ -79,14 +79,14 @@ class Outbox:
             self._waiting.append((line, future))
             self._waiting_size += len(line)
             self._start_thread()
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def close(self) -> None:
         """Write what waits, then end the thread. What is appended from now on is refused."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
             thread = self._thread
         if thread is not None:
             thread.join()

@@ -281,7 +281,7 @@ def record_of(
         managed_by=print_managed(facts.managed),
         verdict=decision.verdict,
         reason=decision.reason,
-        drift=print_drift(decision.drift, facts.ref)[:100],
+        drift=print_drift(decision.drift, facts.ref),
         window=stamp.id if stamp else "",
         until=print_time(stamp.until) if stamp else "",
         ask=plain(facts.ask.reason, 1000) if facts.ask else "",
@@ -318,7 +318,7 @@ def _log_decision(
         managed_by=print_managed(facts.managed),
         verdict=decision.verdict,
         reason=decision.reason,
-        drift=[d.path for d in print_drift(decision.drift[:20], facts.ref)],
+        drift=[d.path for d in print_drift(decision.drift, facts.ref, most=20)],
         dry_run=bool(request.dry_run),
         seconds=round(seconds, 6),
     )

@@ -35,7 +35,7 @@ from webhook import app
 from webhook.asgi import Application, Entry, Message, Receive, Send, send_reply
 from webhook.config import Config, ServerSettings
 from webhook.errors import CertificateError, DriftgateError
-from webhook.logs import Reported, log, report_libraries, told
+from webhook.logs import Reported, log, never_wait, report_libraries, told
 from webhook.review import Reviewer
 
 KEEP_ALIVE = 120  # seconds; the API server closes idle connections after 90, and must be the one to do it
@@ -58,6 +58,7 @@ def serve(config: Config, make_app: Callable[[Config], Application]) -> None:
     """Serve any ASGI application in the same way. Its `close()`, if it has one, is called at the end."""
     load_pair(config.server.certificates)
     report_libraries()
+    never_wait()
     _Gunicorn(config, make_app).run()
 
 

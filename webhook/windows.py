@@ -54,7 +54,7 @@ class Transactions(Protocol):
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS windows (id TEXT PRIMARY KEY, group_ TEXT NOT NULL, version TEXT NOT NULL,"
     " resource TEXT NOT NULL, kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL, by_ TEXT NOT NULL,"
-    " why TEXT NOT NULL, until TEXT NOT NULL, state TEXT NOT NULL, since TEXT NOT NULL, issue TEXT NOT NULL DEFAULT '')",
+    " why TEXT NOT NULL, until TEXT NOT NULL, state TEXT NOT NULL, since TEXT NOT NULL, issue TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS windows_by_state ON windows (state)",
     "CREATE TABLE IF NOT EXISTS window_changes"
     " (record TEXT PRIMARY KEY, window TEXT NOT NULL, settled INTEGER NOT NULL)",

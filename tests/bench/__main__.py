@@ -20,18 +20,19 @@ from tests.bench.reviews import SIZES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long is measured. Times are seconds."""
+    """How much is measured. Times are seconds, and of one round."""
 
     sizes: tuple[int, ...]
+    cpu_rounds: int
+    cpu_time: float
     rounds: int
-    round: float
     run: float
     warm_up: float
     connections: int
 
 
-WHOLE = Effort(sizes=SIZES, rounds=7, round=0.05, run=3.0, warm_up=0.5, connections=10_000)
-QUICK = Effort(sizes=(10, 42), rounds=5, round=0.02, run=1.0, warm_up=0.2, connections=500)
+WHOLE = Effort(sizes=SIZES, cpu_rounds=9, cpu_time=0.04, rounds=3, run=1.0, warm_up=0.25, connections=10_000)
+QUICK = Effort(sizes=(10, 42), cpu_rounds=5, cpu_time=0.02, rounds=1, run=1.0, warm_up=0.2, connections=500)
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def _options() -> argparse.Namespace:
 
 
 def _costs(effort: Effort) -> list[Cost]:
-    return list(cpu.costs(rounds=effort.rounds, seconds=effort.round, progress=_say))
+    return list(cpu.costs(rounds=effort.cpu_rounds, seconds=effort.cpu_time, progress=_say))
 
 
 def _served(figures: Figures, effort: Effort) -> Figures:
@@ -76,7 +77,7 @@ def _served(figures: Figures, effort: Effort) -> Figures:
     program = generator.build()
     _say("starting the servers")
     runs: list[Run] = []
-    with serving.started(program, seconds=effort.run, warm_up=effort.warm_up) as bench:
+    with serving.started(program, rounds=effort.rounds, seconds=effort.run, warm_up=effort.warm_up) as bench:
         for size in effort.sizes:
             found = list(bench.serve(size, _say))
             runs += found

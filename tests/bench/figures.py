@@ -20,7 +20,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One load on a server. `rate` is how many a second were asked for, 0: as many as can be."""
+    """One load on a server. `rate` is how many a second were asked for, 0: as many as can be.
+
+    Where a load was repeated, it is the round with the median p50.
+    """
 
     write: str
     size_kb: int

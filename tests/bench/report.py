@@ -1,13 +1,15 @@
 """The figures in plain text of at most 120 columns, and beside the budgets."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.bench.figures import FLOOR, Cost, Figures, Memory, Run
 from tests.bench.reviews import LARGEST, Write
 from tests.bench.serving import HALF, RECORDED
 
 UNKNOWN = "-"
+_LONGEST = 80
+"""Characters of an error that are shown."""
 _STEEPEST = 1.5
 """How much more a KB may cost at 1 MiB than at 42 KB for the cost to count as linear."""
 
@@ -38,46 +40,38 @@ def budgeted(figures: Figures) -> Iterator[Budgeted]:
     for write in (Write.DENIED, Write.ALLOWED):
         yield from _serving_budgeted(figures, write)
     recorded, half = figures.run(RECORDED, 10, 1), figures.run(HALF, 10, 8)
-    yield Budgeted(
-        what="10 KB, recorded denial, 1 connection: p50", value=recorded and recorded.p50_ms, limit=1.5, unit="ms"
-    )
-    yield Budgeted(
-        what="10 KB, recorded denial, 1 connection: p99", value=recorded and recorded.p99_ms, limit=5, unit="ms"
-    )
-    yield Budgeted(
-        what="10 KB, denied, 8 connections at half rate: p99", value=half and half.p99_ms, limit=5, unit="ms"
-    )
-    errors = sum(run.errors for run in figures.runs) if figures.runs else None
-    yield Budgeted(what="errors in all runs", value=errors, limit=0, unit="")
+    yield _at_most("10 KB, recorded denial, 1 connection: p50", recorded.p50_ms if recorded else None, 1.5, "ms")
+    yield _at_most("10 KB, recorded denial, 1 connection: p99", recorded.p99_ms if recorded else None, 5, "ms")
+    yield _at_most("10 KB, denied, 8 connections at half rate: p99", half.p99_ms if half else None, 5, "ms")
+    yield _at_most("errors in all runs", sum(run.errors for run in figures.runs) if figures.runs else None, 0, "")
     most = max((m.mib for m in figures.memory if m.mib is not None), default=None)
-    yield Budgeted(what="memory of the worker, at most", value=most, limit=60, unit="MiB")
+    yield _at_most("memory of the worker, at most", most, 60, "MiB")
 
 
 def _costs_budgeted(figures: Figures) -> Iterator[Budgeted]:
     for write in (Write.DENIED, Write.ALLOWED):
         cost = figures.cost("decide", write, 10)
-        yield Budgeted(what=f"10 KB, {write}: parse and decide, CPU", value=cost and cost.best_us, limit=150, unit="us")
+        yield _at_most(f"10 KB, {write}: parse and decide, CPU", cost.best_us if cost else None, 150, "us")
     large, middle = figures.cost("judge", Write.DENIED, LARGEST), figures.cost("judge", Write.DENIED, 42)
-    milliseconds = large and large.best_us / 1000
-    steepness = large and middle and (large.best_us / large.size_kb) / (middle.best_us / middle.size_kb)
-    yield Budgeted(what="1 MiB, denied: judge, CPU", value=milliseconds, limit=40, unit="ms")
-    yield Budgeted(what="cost of a KB at 1 MiB against 42 KB", value=steepness, limit=_STEEPEST, unit="x")
+    yield _at_most("1 MiB, denied: judge, CPU", large.best_us / 1000 if large else None, 40, "ms")
+    steepness = large.best_us / large.size_kb / (middle.best_us / middle.size_kb) if large and middle else None
+    yield _at_most("cost of a KB at 1 MiB against 42 KB", steepness, _STEEPEST, "x")
 
 
 def _serving_budgeted(figures: Figures, write: str) -> Iterator[Budgeted]:
     one, eight, floor = figures.run(write, 10, 1), figures.run(write, 10, 8), figures.run(FLOOR, 10, 8)
-    named = f"10 KB, {write}"
     rate, cpu = ratios(eight, floor) if eight and floor else (None, None)
-    yield Budgeted(what=f"{named}, 1 connection: p50", value=one and one.p50_ms, limit=0.6, unit="ms")
-    yield Budgeted(what=f"{named}, 8 connections: p99", value=eight and eight.p99_ms, limit=8, unit="ms")
-    yield Budgeted(
-        what=f"{named}, 8 connections: rate", value=eight and eight.per_second, limit=2500, unit="/s", at_least=True
-    )
-    yield Budgeted(
-        what=f"{named}, 8 connections: CPU of the server", value=eight and eight.cpu_us, limit=300, unit="us"
-    )
-    yield Budgeted(what=f"{named}, 8 connections: rate, times slower than the floor", value=rate, limit=2, unit="x")
-    yield Budgeted(what=f"{named}, 8 connections: CPU, times that of the floor", value=cpu, limit=2, unit="x")
+    yield _at_most(f"10 KB, {write}, 1 connection: p50", one.p50_ms if one else None, 0.6, "ms")
+    named = f"10 KB, {write}, 8 connections"
+    yield _at_most(f"{named}: p99", eight.p99_ms if eight else None, 8, "ms")
+    yield replace(_at_most(f"{named}: rate", eight.per_second if eight else None, 2500, "/s"), at_least=True)
+    yield _at_most(f"{named}: CPU of the server", eight.cpu_us if eight else None, 300, "us")
+    yield _at_most(f"{named}: rate, times slower than the floor", rate, 2, "x")
+    yield _at_most(f"{named}: CPU, times that of the floor", cpu, 2, "x")
+
+
+def _at_most(what: str, value: float | None, limit: float, unit: str) -> Budgeted:
+    return Budgeted(what=what, value=value, limit=limit, unit=unit)
 
 
 def ratios(run: Run, floor: Run) -> tuple[float | None, float | None]:
@@ -104,7 +98,7 @@ def print_runs(size: int, runs: Sequence[Run]) -> str:
     floors = {run.connections: run for run in runs if run.write == FLOOR}
     rows = [head, *(_run_row(run, floors.get(run.connections)) for run in runs)]
     title = f"Serving {size} KB reviews over TLS, one worker (slower, CPU x: times the floor's)"
-    problems = [f"  {run.write}, {run.connections}: {run.first_error}" for run in runs if run.errors]
+    problems = [f"  {run.write}, {run.connections}: {run.first_error.strip()[:_LONGEST]}" for run in runs if run.errors]
     return "\n".join([_table(title, rows), *problems])
 
 

@@ -1,7 +1,7 @@
 """How the real server does under load: `driftgate webhook` in processes of its own, and beside it the floor.
 
-Both run all the time, each with one worker; the load goes to one after the other, so that what else the machine does
-meets both alike.
+Both run all the time, each with one worker. The load goes to one after the other in short rounds, so that what else the
+machine does meets both alike.
 """
 
 import json
@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ _MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is asked of which server, how. `half`: at half the rate of the denials before it."""
+    """What is asked over how many connections. `write` is a `Write`, or FLOOR, RECORDED, HALF."""
 
     write: str
     size: int
@@ -62,14 +62,11 @@ class Load:
         return body(Write.ALLOWED if self.write == Write.ALLOWED else Write.DENIED, self.size)
 
 
-def loads(size: int) -> Iterator[Load]:
-    """Yield what is done with reviews of one size."""
-    for connections in CONNECTIONS:
-        for write in (Write.DENIED, FLOOR, Write.ALLOWED):
-            yield Load(write=write, size=size, connections=connections)
-    for connections in CONNECTIONS:
-        yield Load(write=RECORDED, size=size, connections=connections)
-    yield Load(write=HALF, size=size, connections=8)
+def groups(size: int) -> list[list[Load]]:
+    """Return what is done with reviews of one size: the loads of a group are to be compared, and so take turns."""
+    alike = (Write.DENIED, FLOOR, Write.ALLOWED, RECORDED)
+    compared = [[Load(write=write, size=size, connections=n) for write in alike] for n in CONNECTIONS]
+    return [*compared, [Load(write=HALF, size=size, connections=8)]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +100,7 @@ class Bench:
 
     program: Path
     folder: Path
+    rounds: int
     seconds: float
     warm_up: float
     servers: dict[str, Served] = field(default_factory=dict)
@@ -111,13 +109,17 @@ class Bench:
     def serve(self, size: int, progress: Callable[[str], None]) -> Iterator[Run]:
         """Yield a run for each load with reviews of this size."""
         capacity = 0.0
-        for load in loads(size):
-            rate = round(capacity / 2) if load.write == HALF else 0
-            progress(f"{load.size} KB, {load.write}, {load.connections} connections")
-            run = self._run(load, rate)
-            if (load.write, load.connections) == (Write.DENIED, 8):
-                capacity = run.per_second
-            yield run
+        for loads in groups(size):
+            found: list[list[Run]] = [[] for _ in loads]
+            for turn in range(self.rounds):
+                for load, runs in zip(loads, found, strict=True):
+                    progress(f"{size} KB, {load.write}, connections: {load.connections}, round {turn + 1}")
+                    runs.append(self._run(load, round(capacity / 2) if load.write == HALF else 0))
+            for runs in found:
+                run = sorted(runs, key=lambda run: run.p50_ms)[len(runs) // 2]
+                if (run.write, run.connections) == (Write.DENIED, 8):
+                    capacity = run.per_second
+                yield replace(run, errors=sum(r.errors for r in runs), first_error=max(r.first_error for r in runs))
         self.note_memory(f"after {size} KB")
 
     def connect(self, times: int) -> None:
@@ -170,7 +172,7 @@ class Bench:
 
 
 @contextmanager
-def started(program: Path, *, seconds: float, warm_up: float) -> Iterator[Bench]:
+def started(program: Path, *, rounds: int, seconds: float, warm_up: float) -> Iterator[Bench]:
     """Start both servers, and stop them at the end. Raises NoGenerator if one does not start.
 
     The outbox is in the user's cache, for that is on a disk; the logs are in memory where they can be.
@@ -181,7 +183,7 @@ def started(program: Path, *, seconds: float, warm_up: float) -> Iterator[Bench]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=cache)))
         in_memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftgate-bench-", dir=in_memory)))
-        bench = Bench(program=program, folder=folder, seconds=seconds, warm_up=warm_up)
+        bench = Bench(program=program, folder=folder, rounds=rounds, seconds=seconds, warm_up=warm_up)
         config = _write_configuration(folder)
         for name, command in {
             "driftgate": ("-m", "webhook", "webhook", "--config", str(config)),

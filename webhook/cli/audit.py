@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from webhook.record import Drift, Record
 
-_LEAST = 16  # columns that a user, an object or a change is not cut below
+_LEAST = 12  # columns that a user, an object or a change is not cut below
 _CELLS = (
     *("sequence", "id", "time", "event", "verdict", "reason", "count", "user", "groups", "operation", "group"),
     *("version", "resource", "sub_resource", "kind", "namespace", "name", "managed_by", "drift", "window", "ask"),
@@ -202,9 +202,8 @@ def _fitting(widths: Sequence[int], width: int) -> list[int]:
     """Return the widths so that all fits: the change gives way first, then the object and the user."""
     time, verdict, user, object_, record, change = widths
     room = width - time - verdict - record - 8  # blanks between five columns
-    if user + object_ > room:
-        user = max(_LEAST, min(user, room - min(object_, room * 3 // 5)))
-        object_ = max(_LEAST, min(object_, room - user))
+    user = min(user, max(_LEAST, room * 2 // 5))
+    object_ = min(object_, max(_LEAST, room - user))
     left = room - user - object_ - 2
     return [time, verdict, user, object_, record, min(change, left) if left >= _LEAST else 0]
 

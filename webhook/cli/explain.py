@@ -106,7 +106,7 @@ def _as_text(entry: dict[str, Any]) -> str:
         f"  verdict     {entry['verdict']} {entry['reason']}",
         f"  rule        {entry['rule']}",
     ]
-    message = entry["message"].splitlines()
+    message: list[str] = entry["message"].splitlines()
     return "\n".join([*lines, *(f"  {'message' if not n else '':11} {line}" for n, line in enumerate(message))])
 
 

@@ -15,11 +15,7 @@ import click
 def webhook(config_file: Path | None) -> None:
     """Judge writes over HTTPS, in the foreground, until a signal says to stop."""
     from webhook.config import load
-    from webhook.errors import DriftgateError
     from webhook.review import make_reviewer
     from webhook.server import serve_webhook
 
-    try:
-        serve_webhook(load(config_file), make_reviewer)
-    except DriftgateError as error:
-        raise click.ClickException(str(error)) from None
+    serve_webhook(load(config_file), make_reviewer)
