@@ -21,8 +21,6 @@ import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from webhook.errors import RecordsError
 from webhook.record import Record, decode
 
@@ -157,7 +155,7 @@ def _disagreement(sequence: int, line: bytes, cells: Sequence[object]) -> str:
     """Return which column says otherwise than the record; an empty text if none does."""
     try:
         record = decode(line)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except RecordsError:
         return f"row {sequence} holds no record"
     for column, value in zip(("id", *COLUMNS), cells, strict=True):
         if value != getattr(record, column):

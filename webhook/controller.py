@@ -31,7 +31,7 @@ from webhook.errors import ClusterUnavailable, RecordsError, TrackerError
 from webhook.fields import overlap
 from webhook.issue_text import body_of, changes_nothing, closing_of, comment_of, title_of
 from webhook.issues import Issue, Tracker
-from webhook.logs import log
+from webhook.logs import log, told
 from webhook.messages import plain, print_value
 from webhook.record import Record, new_ulid, print_millis
 from webhook.windows import State, Transactions, Window, Windows
@@ -104,7 +104,9 @@ class Controller:
             try:
                 self.pass_once()
             except (ClusterUnavailable, RecordsError, TrackerError) as error:
-                log("controller.delayed", error=plain(str(error), 400))
+                log("controller.delayed", reason=plain(str(error), 400))
+            except Exception as error:  # noqa: BLE001 -- one odd object must not end the care for all others
+                log("controller.failed", **told(error))
             stop.wait(pause)
 
     def pass_once(self) -> None:
@@ -115,7 +117,9 @@ class Controller:
             try:
                 self._look_after(window)
             except (ClusterUnavailable, TrackerError) as error:
-                log("window.delayed", window=window.id, error=plain(str(error), 400))
+                log("window.delayed", window=window.id, reason=plain(str(error), 400))
+            except Exception as error:  # noqa: BLE001 -- nor one odd window
+                log("window.failed", window=window.id, **told(error))
         self._search()
 
     def _look_after(self, window: Window) -> None:

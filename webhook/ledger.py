@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from webhook.chain import SCHEMA, Chain, Verification, read_head, verify
 from webhook.errors import RecordsError
 from webhook.logs import log
@@ -330,7 +328,7 @@ def _row(sequence: int, line: object, row_hash: str) -> Row:
     try:
         if isinstance(line, bytes):
             return Row(sequence=sequence, record=decode(line), line=line, hash=row_hash)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except RecordsError:
         pass
     raise RecordsError(f"row {sequence} of the ledger holds no record: `driftgate audit verify` says more")
 

@@ -287,7 +287,7 @@ def read_segment(path: Path, offset: int, limit: int) -> Portion:
 def _record_in(content: bytes) -> Record | None:
     try:
         return decode(content)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except RecordsError:
         return None
 
 

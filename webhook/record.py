@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from webhook.errors import RecordsError
+
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -75,8 +77,11 @@ def encode(record: Record) -> bytes:
 
 
 def decode(line: bytes) -> Record:
-    """Return the record in a line of JSON. Raises msgspec.DecodeError if it is none."""
-    return _decoder.decode(line)
+    """Return the record in a line of JSON. Raises RecordsError if it is none."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RecordsError(f"this line is no record: {error}") from None
 
 
 def as_json(record: Record) -> dict[str, Any]:

@@ -3,19 +3,34 @@
 import json
 import re
 import shlex
+import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from webhook.demo.sample import Applied, Manifest, marked
+import msgspec
+
+from webhook.demo.sample import PUSH, Applied, Manifest, marked
 from webhook.demo.stage import Stage
+from webhook.errors import RecordsError
+from webhook.ledger import LedgerReader
 
 ASK = "driftgate.dev/break-glass"
 STAMPS = ("id", "by", "until", "fields", "seal")
 REASON = "INC-42 checkout is down"
+RESOURCES = {
+    "configmap": "api/v1/configmaps",
+    "deployment": "apis/apps/v1/deployments",
+    "pod": "api/v1/pods",
+    "quota": "api/v1/resourcequotas",
+    "secret": "api/v1/secrets",
+    "service": "api/v1/services",
+}
 ULID = "[0-9A-HJKMNP-TV-Z]{26}"
 
 
@@ -112,10 +127,21 @@ class Place:
         }[self.applied.tool]
 
     def get(self, what: str) -> Any:
-        """Return an object as it is stored, None if it is not there."""
-        said = self.admin(f"get {what} -o json --ignore-not-found --show-managed-fields")
-        assert said, said.stderr
-        return json.loads(said.stdout) if said.stdout else None
+        """Return an object as it is stored, None if it is not there. Asked without kubectl, which takes its time."""
+        kind, _, name = what.partition("/")
+        group, _, resources = RESOURCES[kind.lower()].rpartition("/")
+        cluster = self.stage.cluster
+        tls = ssl.create_default_context(cafile=cluster.ca_file)
+        tls.load_cert_chain(cluster.ca_file.with_name("admin.crt"), cluster.ca_file.with_name("admin.key"))
+        url = f"{cluster.server}/{group}/namespaces/{self.namespace}/{resources}/{name}"
+        try:
+            with urllib.request.urlopen(url, context=tls, timeout=10) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 404:
+                    return None
+            raise
 
     def look(self, what: str) -> Any:
         """Return what somebody wrote into an object: nothing that the cluster itself goes on writing."""
@@ -182,17 +208,13 @@ def git(stage: Stage, *args: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def issues(stage: Stage) -> list[str]:
-    """Return the text of every issue on the branch."""
-    if not (stage.repository / "HEAD").exists():
-        return []
-    names = git(stage, "ls-tree", "--name-only", "driftgate/issues", "issues/").split()
-    return [git(stage, "show", f"driftgate/issues:{name}") for name in names]
-
-
 def issues_about(stage: Stage, word: str) -> list[str]:
-    """Return the issues in which a word stands: an object's name, a window's id."""
-    return [text for text in issues(stage) if word in text]
+    """Return the text of every issue in which a word stands: an object's name, a window's id."""
+    if not (stage.repository / "HEAD").exists() or not git(stage, "for-each-ref", "refs/heads/driftgate/issues"):
+        return []
+    grep = ["git", "-C", str(stage.repository), "grep", "-l", "-F", "-e", word, "driftgate/issues", "--", "issues/"]
+    found = subprocess.run(grep, capture_output=True, text=True, check=False).stdout.split()
+    return [git(stage, "show", name) for name in found]
 
 
 def issue(stage: Stage, word: str) -> str:
@@ -202,27 +224,31 @@ def issue(stage: Stage, word: str) -> str:
     return str(found[0])
 
 
-def records(stage: Stage, *filters: str) -> list[dict[str, Any]]:
-    """Return records, the newest first, as `driftgate audit list` has them now."""
-    found: list[dict[str, Any]] = json.loads(
-        stage.driftgate("audit", "list", "-o", "json", "--limit", "10000", *filters)
-    )
-    return found
+def records(stage: Stage, **wanted: Any) -> list[dict[str, Any]]:
+    """Return the records that say what is wanted, the newest first, as the ledger has them now."""
+    try:
+        with LedgerReader(stage.directory / "state" / "ledger.sqlite") as ledger:
+            rows = ledger.list(limit=100_000)
+    except RecordsError:  # the controller has not made it yet
+        return []
+    found = [msgspec.to_builtins(msgspec.structs.asdict(row.record)) | {"sequence": row.sequence} for row in rows]
+    return [record for record in found if all(record[key] == value for key, value in wanted.items())]
 
 
-def record(stage: Stage, *filters: str, **wanted: Any) -> dict[str, Any]:
+def record(stage: Stage, **wanted: Any) -> dict[str, Any]:
     """Return the newest record that says what is wanted, as soon as the controller has taken it into the ledger."""
-
-    def look() -> Any:
-        return [r for r in records(stage, *filters) if all(r[key] == value for key, value in wanted.items())]
-
-    found: dict[str, Any] = eventually(look)[0]
+    found: dict[str, Any] = eventually(lambda: records(stage, **wanted))[0]
     return found
 
 
-def passes_of_the_controller(stage: Stage) -> None:
-    """Wait until the controller has surely looked at everything that happened before."""
-    time.sleep(3.0)
+def settled(stage: Stage) -> None:
+    """Wait until the controller has looked at all that happened before: once at the records, once at the rest."""
+    for _ in range(2):
+        name = f"canary-{time.monotonic_ns()}"
+        canary = marked({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}, PUSH)
+        canary["metadata"]["namespace"] = "default"
+        assert stage.cluster.kubectl("create", "-f", "-", input=json.dumps(canary)).returncode
+        record(stage, name=name)
 
 
 def record_id(denial: list[str]) -> str:

@@ -283,7 +283,7 @@ def test_a_dry_run_is_refused_and_leaves_no_record(corner, stage):
     assert "Record" not in said.stderr
     corner.alice("""patch configmap/rehearsed -p '{"data":{"theme":"blue"}}'""")
     record(stage, name="rehearsed")
-    assert [r["drift"][0]["after"] for r in records(stage, "--name", "rehearsed")] == ["blue"]
+    assert [r["drift"][0]["after"] for r in records(stage, name="rehearsed")] == ["blue"]
 
 
 def test_the_value_of_a_secret_is_not_shown(corner, stage):

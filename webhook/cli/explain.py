@@ -113,7 +113,7 @@ def _as_text(entry: dict[str, Any]) -> str:
 def _bodies(files: tuple[Path, ...]) -> Iterator[tuple[str, bytes]]:
     for file in files:
         if str(file) == "-":
-            yield "-", click.get_binary_stream("stdin").read()
+            yield "-", sys.stdin.buffer.read()
         elif file.is_dir():
             yield from ((str(found), found.read_bytes()) for found in sorted(file.glob("**/*.json")))
         else:
