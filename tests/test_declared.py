@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import recordings
-from tests.fakes import ALICE, DEPLOYER, KEY, LAST_APPLIED, NOON, TRACKING, deployment, request_of
+from tests.fakes import ALICE, DEPLOYER, KEY, LAST_APPLIED, NOON, TRACKING, deployment, request_of, secret
 from webhook import declared, fields
 from webhook.admission import Webhook
 from webhook.decision import Reason, Verdict, decide
@@ -206,6 +206,14 @@ class TestNobodyGetsRoundLastApplied:
         old["metadata"]["managedFields"] = []
         new = copy.deepcopy(old)
         del new["spec"]["replicas"]
+
+        assert decided(old, new)[0] is Verdict.DENY
+
+    def test_a_secret_that_git_writes_as_string_data_is_not_emptied(self):
+        """The manifest has no `data`, which is no leave to remove it."""
+        old = applied(secret(password="cGFzcw=="), {"apiVersion": "v1", "stringData": {"password": "pass"}})
+        old["metadata"]["managedFields"] = [entry(("f:data", "f:password"), version="v1")]
+        new = {**copy.deepcopy(old), "data": {}}
 
         assert decided(old, new)[0] is Verdict.DENY
 
