@@ -174,5 +174,5 @@ def test_without_go_it_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(generator.NoGenerator, match="install Go"):
+    with pytest.raises(generator.CannotMeasure, match="install Go"):
         generator.build()

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tests import recordings
 from tests.fakes import ALICE, DEPLOYER, KEY, LAST_APPLIED, NOON, TRACKING, deployment, request_of, secret
-from webhook import declared, fields
+from webhook import fields
 from webhook.admission import Webhook
 from webhook.decision import Reason, Verdict, decide
 from webhook.declared import (
-    declared_fields,
+    declared_by,
     last_applied,
     last_applied_follows,
     owned_fields,
@@ -71,10 +71,9 @@ def decided(old, new, user=ALICE):
 )
 def test_what_the_tool_s_own_entries_hold_is_declared(entries, declares):
     """Both Apply and Update entries count; without one of the object's own version it is unknown: None."""
-    found = declared_fields(owned(*entries), BY_ARGO)
+    found = declared_by(owned(*entries), BY_ARGO)
 
-    change = Change(REPLICAS, 1, 2)
-    assert (found if found is None else declared.is_declared(found, change)) == declares
+    assert (found and found.states(Change(REPLICAS, 1, 2))) == declares
 
 
 @pytest.mark.parametrize("managed_fields", ["text", 7, {}, [1], [None], [{"fieldsV1": []}], [{"fieldsV1": "x"}]])

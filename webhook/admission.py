@@ -93,8 +93,13 @@ class AdmissionRequest(msgspec.Struct, frozen=True, rename="camel", dict=True, k
 
     @cached_property
     def name(self) -> str:
-        """The object's name, also where a collection is deleted; empty only while `generateName` is not resolved."""
-        return self.requested_name or str(metadata(self.object or self.old_object).get("name") or "")
+        """The object's name, also where a collection is deleted; empty while `generateName` is not resolved."""
+        if self.requested_name:
+            return self.requested_name
+        try:
+            return str(metadata(self.object or self.old_object).get("name") or "")
+        except MalformedReview:
+            return ""
 
     @property
     def size(self) -> int:

@@ -116,6 +116,7 @@ def read_stamp(obj: Object | None, ref: ObjectRef, key: bytes) -> Stamp | None:
     try:
         stamp = Stamp(id=id_, by=by, until=parse_time(until), fields=msgspec.json.decode(fields, type=tuple[str, ...]))
         genuine = hmac.compare_digest(seal_of(stamp, ref, key).encode(), seal.encode())
+        genuine = genuine and print_time(stamp.until) == until  # no other spelling of the same moment
         stamp.opened  # noqa: B018 -- an id that is no ULID raises
     except (ValueError, IndexError, msgspec.DecodeError, OverflowError):
         return None

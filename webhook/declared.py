@@ -7,7 +7,8 @@ object is older than its field manager, or somebody wiped it) declares we don't 
 Format: Kubernetes API conventions, "FieldsV1"; kubectl, "last-applied-configuration".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 
 from webhook.admission import Object, annotations, metadata
 from webhook.errors import UndecodableFields
-from webhook.fields import ABSENT, Change, FieldsV1, Path, covers, leaves, value_at
+from webhook.fields import ABSENT, Change, FieldsV1, Path, covers, leaves, present, value_at
 from webhook.managed import ManagedBy, annotation_path
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -37,17 +38,53 @@ def owned_fields(obj: Object | None) -> list[FieldsV1]:
     They serve to name list items; more managers than a sane object has would make each look-up dear, and are left out.
     Raises UndecodableFields if managedFields is no list of entries.
     """
-    return [fields for _, fields in islice(_entries(obj), _MOST_MANAGERS)]
+    return [entry.fields for entry in islice(_entries(obj), _MOST_MANAGERS)]
 
 
-def declared_fields(obj: Object | None, managed: Sequence[ManagedBy]) -> list[FieldsV1] | None:
-    """Return what the tools' own entries declare; None if none of them has one: unknown, which is not nothing."""
-    managers = frozenset().union(*(m.tool.field_managers for m in managed))
-    found = [fields for manager, fields in _entries(obj) if manager in managers]
-    return found or None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What Git declares: field sets of the tools' entries, and the manifest that was applied on the client's side."""
+
+    fields: Sequence[FieldsV1]
+    manifest: Object | None
+
+    def states(self, change: Change) -> bool:
+        """Tell whether Git states anything that `change` touches."""
+        if any(covers(fields, change) for fields in self.fields):
+            return True
+        return self.manifest is not None and value_at(self.manifest, change.path) is not ABSENT
 
 
-def _entries(obj: Object | None) -> Iterable[tuple[str, FieldsV1]]:
+def declared_by(obj: Object | None, managed: Sequence[ManagedBy]) -> Declared | None:
+    """Return what the tools declare on `obj`; None if that is not known, which is not the same as nothing.
+
+    An entry that the server folded into `ancient-changes` counts where the tool has nothing else.
+    """
+    managers = _managers(managed)
+    entries = list(_entries(obj))
+    fields = [entry.fields for entry in entries if entry.manager in managers]
+    manifest = last_applied(obj)
+    if not fields and manifest is None:
+        fields = [entry.fields for entry in entries if entry.is_folded]
+    return Declared(fields=fields, manifest=manifest) if fields or manifest is not None else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    manager: str
+    operation: str
+    fields: FieldsV1
+
+    @property
+    def is_folded(self) -> bool:
+        return self.manager == _ANCIENT and self.operation == "Update"
+
+
+def _managers(managed: Sequence[ManagedBy]) -> frozenset[str]:
+    return frozenset().union(*(m.tool.field_managers for m in managed))
+
+
+def _entries(obj: Object | None) -> Iterator[_Entry]:
     entries = metadata(obj).get("managedFields")
     if entries is None or obj is None:
         return
@@ -57,12 +94,11 @@ def _entries(obj: Object | None) -> Iterable[tuple[str, FieldsV1]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("fieldsV1", {}), dict):
             raise UndecodableFields("an entry of metadata.managedFields is no map with fieldsV1")
         if entry.get("apiVersion") == obj.get("apiVersion") and not entry.get("subresource"):
-            yield str(entry.get("manager")), entry.get("fieldsV1", {})
-
-
-def is_declared(declared: Sequence[FieldsV1], change: Change) -> bool:
-    """Tell whether one of the field sets owns what `change` touches."""
-    return any(covers(fields, change) for fields in declared)
+            yield _Entry(
+                manager=str(entry.get("manager")),
+                operation=str(entry.get("operation")),
+                fields=entry.get("fieldsV1", {}),
+            )
 
 
 def wiped_fields(
@@ -70,24 +106,25 @@ def wiped_fields(
 ) -> tuple[Change, ...]:
     """Return a change of managedFields if the tools' entries lost fields whose values stayed as they were.
 
-    Whoever changes a value becomes its owner, and the server folds old entries into `ancient-changes`: neither is a
-    wipe.
+    Whoever changes a value becomes its owner, and the server folds old Update entries into `ancient-changes`: neither
+    is a wipe.
     """
-    managers = frozenset().union(*(m.tool.field_managers for m in managed))
-    before = [fields for manager, fields in _entries(old) if manager in managers]
-    after = [fields for manager, fields in _entries(new) if manager in managers or manager == _ANCIENT]
+    managers = _managers(managed)
+    before = [entry for entry in _entries(old) if entry.manager in managers]
+    entries = list(_entries(new))
+    after = [entry for entry in entries if entry.manager in managers]
     if before == after or not before:
         return ()
-    kept = {path for fields in after for path in leaves(fields)}
     touched = {change.path for change in changed}
+    kept = {path for entry in after for path in leaves(entry.fields)}
     kept |= {path[:end] for path in touched for end in range(len(path))}
-    lost = [
-        path
-        for fields in before
-        for path in leaves(fields)
-        if path not in kept and not _is_below(path, touched) and value_at(new, path) is not ABSENT
-    ]
-    return (Change(MANAGED_FIELDS_PATH, f"{len(lost)} fields of Git's", ABSENT),) if lost else ()
+    folded = {path for entry in entries if entry.is_folded for path in leaves(entry.fields)}
+    lost = sum(
+        path not in kept and not (entry.operation == "Update" and path in folded) and not _is_below(path, touched)
+        for entry in before
+        for path in present(entry.fields, new)
+    )
+    return (Change(MANAGED_FIELDS_PATH, f"{lost} fields of Git's", ABSENT),) if lost else ()
 
 
 def _is_below(path: Path, touched: set[Path]) -> bool:
@@ -153,3 +190,19 @@ def takes_declared_value(change: Change, manifest: Object) -> bool:
     if change.path[:1] == ("f:metadata",) and _NOT_IN_MANIFESTS.intersection(change.path[1:2]):
         return False
     return bool(value_at(manifest, change.path) == change.after)
+
+
+def converges(drift: Sequence[Change], obj: Object, declared: Declared | None, marks: Set[Path]) -> bool:
+    """Tell whether all of `drift` makes `obj` (as it was) what Git says it is.
+
+    What is taken away must be nothing that Git states anywhere: a last-applied annotation that says less than the
+    tool's own entries is no leave to remove the rest. Marks, and last-applied itself, never go as an undo.
+    """
+    manifest = declared.manifest if declared else None
+    if declared is None or manifest is None or manifest.get("apiVersion") != obj.get("apiVersion"):
+        return False
+    return all(
+        takes_declared_value(change, manifest)
+        and (change.after is not ABSENT or not (declared.states(change) or change.path in {*marks, LAST_APPLIED_PATH}))
+        for change in drift
+    )

@@ -36,17 +36,15 @@ from webhook.break_glass import (
 )
 from webhook.declared import (
     LAST_APPLIED_PATH,
-    declared_fields,
-    is_declared,
-    last_applied,
+    converges,
+    declared_by,
     last_applied_follows,
     owned_fields,
-    takes_declared_value,
     wiped_fields,
 )
 from webhook.errors import ParentUnknown
 from webhook.fields import ABSENT, Change, changes, print_path, within
-from webhook.managed import ManagedBy, managed_by
+from webhook.managed import ManagedBy, is_generated, managed_by
 from webhook.policy import IGNORED_SUBRESOURCES, SYNC_OPERATION, Policy
 
 
@@ -69,6 +67,8 @@ class Facts:
     marks_changed: bool = False
     declared_known: bool = True
     converging: bool = False
+    all_managed: tuple[ManagedBy, ...] = ()  # the marks of both objects; `managed` are those that count
+    unnamed: bool = False  # created under a generated name, which /mutate does not know yet
     window: Stamp | None = None  # live, on the old object
     why: str = ""  # the ask on the old object: why the window is open
     stamp: Stamp | None = None  # genuine, on the new object
@@ -88,7 +88,7 @@ class Facts:
     @property
     def stamped(self) -> bool:
         """Whether what this write changes is covered by a genuine stamp, or may do without one."""
-        if self.webhook is Webhook.MUTATE or self.operation is Operation.DELETE or self.closes:
+        if self.webhook is Webhook.MUTATE or self.operation is Operation.DELETE:
             return True
         return self.stamp is not None and self.stamp.covers(held_changes(self.drift))
 
@@ -116,13 +116,14 @@ def facts_of(
     before, after = managed_by(old, kind, policy.tools), managed_by(new, kind, policy.tools)
     managed = before or after
     blank = replace(blank, ref=ref, actor=actor_of(request.user, managed, policy), managed=managed)
+    blank = replace(blank, all_managed=(*before, *after))
     if managed:
         return _facts_of_managed(blank, old, new, policy, key=key, now=now)
     is_namespace = (kind.group, kind.kind) == ("", "Namespace") and new is not None
     if is_namespace and _own_keys(old) != _own_keys(new):
         changed = tuple(c for c in changes(_comparable(old), _comparable(new)) if is_own_path(c.path))
         return replace(blank, touches_namespace_keys=True, changed=changed, drift=changed, only_own_keys=True)
-    return blank
+    return replace(blank, ask=asked(old, new))
 
 
 def _ignored(request: AdmissionRequest, webhook: Webhook, policy: Policy) -> str:
@@ -229,27 +230,41 @@ def _held(window: Stamp | None, changed: Sequence[Change], new: Object | None) -
 
 def _facts_of_drift(facts: Facts, old: Object | None, new: Object | None, policy: Policy, key: bytes) -> Facts:
     """Add what matters only for writers who may not do everything: people and controllers."""
-    declared = declared_fields(old, facts.managed)
-    marks = {path for m in facts.managed for path in m.tool.marks}
+    declared = declared_by(old, facts.managed)
+    marks = {path for m in facts.all_managed for path in m.tool.marks}
+    stamp = read_stamp(new, facts.ref, key)
     is_update = old is not None and new is not None
     facts = replace(
         facts,
         declared_known=declared is not None,
-        marks_changed=is_update and any(_touches_mark(change, marks) for change in facts.changed),
-        stamp=read_stamp(new, facts.ref, key),
+        marks_changed=_changes_marks(facts, old, new, marks),
+        stamp=stamp,
         ask=asked(old, new),
-        closes=facts.window is not None and is_update and ASK not in annotations(new) and not facts.stamps_changed,
+        closes=is_update and ASK not in annotations(new) and _same_window(facts.window, stamp),
+        unnamed=old is None and "generateName" in metadata(new),
     )
     drift = tuple(c for c in facts.changed if not _is_free(c, facts, old, new, policy))
     if facts.actor is Actor.CONTROLLER and declared is not None and is_update:
-        drift = tuple(c for c in drift if is_declared(declared, c) or _always_protected(c, marks))
+        drift = tuple(c for c in drift if declared.states(c) or _always_protected(c, marks))
     if not drift and old is not None and new is not None:
         drift = wiped_fields(old, new, facts.managed, facts.changed)
-    manifest = last_applied(old) if drift and is_update else None
-    converging = manifest is not None and all(
-        takes_declared_value(change, manifest) and not is_own_path(change.path) for change in drift
-    )
-    return replace(facts, drift=drift, converging=converging)
+    converging = old is not None and new is not None and converges(drift, old, declared, marks)
+    return replace(facts, drift=drift, converging=converging and not any(is_own_path(change.path) for change in drift))
+
+
+def _same_window(window: Stamp | None, stamp: Stamp | None) -> bool:
+    return window is not None and stamp is not None and window.id == stamp.id
+
+
+def _changes_marks(facts: Facts, old: Object | None, new: Object | None, marks: set[tuple[str, ...]]) -> bool:
+    """Tell whether a write changes whose the object is. A controller's ownerReference takes it over as well.
+
+    To create or delete an object whose mark names it is to adopt it, or to let it go. A mark that anybody copies along
+    with other labels says no such thing.
+    """
+    if old is None or new is None:
+        return any(m.tool.names_object for m in facts.managed)
+    return is_generated(old) != is_generated(new) or any(_touches_mark(change, marks) for change in facts.changed)
 
 
 def _touches_mark(change: Change, marks: set[tuple[str, ...]]) -> bool:

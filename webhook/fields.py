@@ -124,7 +124,13 @@ def _list_changes(old: Any, new: Any, owned: Sequence[FieldsV1], at: Path) -> It
         if element not in before:
             yield Change((*at, element), ABSENT, becomes)
     if [e for e in before if e in after] != [e for e in after if e in before]:
-        yield Change(at, list(before), list(after))
+        yield Change(at, [_item_name(element) for element in before], [_item_name(element) for element in after])
+
+
+def _item_name(element: str) -> Any:
+    """Return what people call a list item: its key if it has but one, or its value."""
+    named = json.loads(element[2:])
+    return next(iter(named.values())) if element[:2] == "k:" and len(named) == 1 else named
 
 
 def _namings(old: list[Any], new: list[Any], owned: Sequence[FieldsV1]) -> Iterator[tuple[str, ...]]:
@@ -194,6 +200,30 @@ def leaves(fields: FieldsV1, at: Path = ()) -> Iterator[Path]:
             yield from leaves(child, (*at, element))
 
 
+def present(fields: FieldsV1, obj: Any, at: Path = ()) -> Iterator[Path]:
+    """Yield the paths of a field set that are there in `obj`; each list is read once, however many items are named."""
+    if obj is ABSENT or len(at) > MAX_DEPTH:
+        return
+    if (not fields and at) or "." in fields:
+        yield at
+    items: dict[tuple[str, ...], dict[str, Any]] = {}
+    for element, child in fields.items():
+        if element == ".":
+            continue
+        if not isinstance(child, dict) or element[:2] not in {"f:", "k:", "v:", "i:"}:
+            raise UndecodableFields(f"managedFields can't be read at {element[:80]!r}")
+        if element[:2] == "f:":
+            inside = obj.get(element[2:], ABSENT) if isinstance(obj, dict) else ABSENT
+        elif element[:2] == "i:" or not isinstance(obj, list):
+            inside = ABSENT
+        else:
+            naming = () if element[:2] == "v:" else _merge_keys(element)
+            if naming not in items:
+                items[naming] = _by_element(obj, naming) or {}
+            inside = items[naming].get(element, ABSENT)
+        yield from present(child, inside, (*at, element))
+
+
 def fields_v1(paths: Iterable[Path]) -> FieldsV1:
     """Return the field set that names `paths`: the inverse of `leaves`."""
     root: FieldsV1 = {}
@@ -233,7 +263,9 @@ def _item(items: list[Any], kind: str, name: str) -> Any:
         return next((item for item in items if canonical(item) == canonical(key)), ABSENT)
     if not isinstance(key, dict):
         return ABSENT
-    fits = [i for i in items if isinstance(i, dict) and all(i.get(name, value) == value for name, value in key.items())]
+    maps = [item for item in items if isinstance(item, dict)]
+    exact = [item for item in maps if all(item.get(name, ABSENT) == value for name, value in key.items())]
+    fits = exact or [item for item in maps if all(item.get(name, value) == value for name, value in key.items())]
     return fits[0] if len(fits) == 1 else ABSENT
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from webhook.admission import Webhook
+from webhook.actors import Actor
 from webhook.break_glass import Grant, Stamp, deadline
 from webhook.durations import parse_duration
 from webhook.facts import Facts
@@ -28,17 +28,21 @@ def with_grant(
 
     Only for facts that want a grant. `right` is None if the user has the right to break the glass, else why not.
     """
+    if right is not None and facts.actor is Actor.CONTROLLER and facts.ask is None:
+        return facts  # a program that asked for nothing, in somebody's window
     if refusal := _refusal(facts, policy, right):
         return replace(facts, refusal=refusal)
     until = _until(facts, policy, now)
     if facts.window is not None:
         grant = Grant(id=facts.window.id, by=facts.window.by, until=until, opens=False)
-        return replace(facts, grant=grant, stamp=_fitting(facts.stamp, grant, policy))
-    opened = facts.stamp if facts.stamp and abs(now - facts.stamp.opened) < _ONE_WRITE else None
-    grant = Grant(id=opened.id if opened else new_id(), by=user, until=until, opens=True)
-    if opened and facts.webhook is Webhook.MUTATE:  # called again: what the first call wrote stays
-        grant = replace(grant, until=min(until, opened.until))
-    return replace(facts, grant=grant, stamp=_fitting(opened, grant, policy))
+        earlier = facts.stamp
+    else:
+        earlier = facts.stamp if facts.stamp and abs(now - facts.stamp.opened) < _ONE_WRITE else None
+        grant = Grant(id=earlier.id if earlier else new_id(), by=user, until=until, opens=True)
+    stamp = _fitting(earlier, grant, policy)
+    if stamp is not None and abs(stamp.until - until) < _ONE_WRITE:
+        grant = replace(grant, until=stamp.until)  # an earlier call for the same write, by another clock: it stands
+    return replace(facts, grant=grant, stamp=stamp)
 
 
 def _until(facts: Facts, policy: Policy, now: datetime) -> datetime:
@@ -62,6 +66,8 @@ def _refusal(facts: Facts, policy: Policy, right: str | None) -> str:
         return f"there is none for a {facts.ref.kind}"
     if right is not None:
         return right
+    if facts.unnamed:
+        return "the object's name is generated, so it can't be sealed: give it a name of its own"
     if facts.ask is None:
         return ""
     if not re.fullmatch(settings.reason_pattern, facts.ask.reason, re.DOTALL):

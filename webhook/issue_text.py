@@ -15,7 +15,7 @@ _MOST_ROWS = 50
 
 def code(text: str, longest: int = 300) -> str:
     """Return `text` as a code span that fits into a table's cell."""
-    shown = plain(text, longest).replace("`", "'").replace("|", "\\|").replace("<!--", "<!- -")
+    shown = plain(text, longest).replace("`", "'").replace("|", "¦").replace("<!--", "<!- -")
     return f"`{shown or ' '}`"
 
 

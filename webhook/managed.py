@@ -49,6 +49,8 @@ class Tool:
     find: Callable[[Object, GroupVersionKind], str | None]
     field_managers: frozenset[str]
     reconcilers: tuple[Identity, ...]
+    names_object: bool = False
+    """The mark names the object that carries it, so that a copy can be told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,7 @@ ARGOCD = Tool(
         Identity(name="system:serviceaccount:openshift-gitops:openshift-gitops-argocd-application-controller"),
         Identity(name="system:serviceaccount:kube-system:argocd-manager"),
     ),
+    names_object=True,
 )
 FLUX = Tool(
     key="flux",

@@ -5,7 +5,9 @@ somebody wrote into an object, a name or a reason. Control characters never reac
 the values of Secrets are not shown, wherever in the object they stand.
 """
 
-import re
+import json
+import shlex
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,13 +26,20 @@ _LONGEST_VALUE = 64
 _LONGEST_PATH = 200
 _LONGEST_WARNING = 120
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_LONGEST_MESSAGE = 8000
+"""Bytes. Beyond that each line is cut short: what comes out is printed in a terminal, and kept in the audit log."""
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what moves a cursor, hides, or turns the direction of what follows."""
 _LOWER_KINDS = ("", "apps", "batch", "autoscaling", "policy")
 
 
 def plain(text: str, longest: int = 200) -> str:
-    """Return `text` on one line, without control characters, cut in the middle to `longest` characters."""
-    return cut(_UNSAFE.sub(" ", text[: 4 * longest] + text[-longest:] if len(text) > 5 * longest else text), longest)
+    """Return `text` on one line, with nothing but what can be seen, cut in the middle to `longest` characters."""
+    if len(text) > 5 * longest:
+        text = text[: 4 * longest] + text[-longest:]
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(" " if unicodedata.category(letter) in _UNSAFE else letter for letter in text)
+    return cut(text, longest)
 
 
 def cut(text: str, longest: int) -> str:
@@ -42,12 +51,22 @@ def cut(text: str, longest: int) -> str:
 
 
 def print_value(value: Any) -> str:
-    """Return a value as a person reads it: scalars bare, the rest as JSON, cut in the middle."""
+    """Return a value as a person reads it: text bare unless it looks like something else, the rest as JSON."""
     if value is ABSENT:
         return "(absent)"
-    if isinstance(value, str) and value and not value[0].isspace() and not value[-1].isspace():
+    if isinstance(value, str) and _is_bare(value):
         return plain(value, _LONGEST_VALUE)
     return plain(canonical(value), _LONGEST_VALUE)
+
+
+def _is_bare(text: str) -> bool:
+    if not text or text[0] in '([{"' or text[0].isspace() or text[-1].isspace():
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def print_drift(changes: Sequence[Change], ref: ObjectRef, *, most: int = 100) -> tuple[Drift, ...]:
@@ -85,8 +104,9 @@ def object_name(ref: ObjectRef) -> str:
 def kubectl_name(ref: ObjectRef) -> str:
     """Return what kubectl takes for the object: `deployment/checkout -n shop`."""
     kind = ref.kind.lower() if ref.group in _LOWER_KINDS else f"{ref.kind.lower()}.{ref.group}"
-    place = f" -n {ref.namespace}" if ref.namespace and ref.kind != "Namespace" else ""
-    return plain(f"{kind}/{ref.name}{place}", 400)
+    name = shlex.quote(plain(f"{kind}/{ref.name}", 400))
+    in_namespace = ref.namespace and ref.kind != "Namespace"
+    return f"{name} -n {shlex.quote(plain(ref.namespace, 63))}" if in_namespace else name
 
 
 def print_managed(managed: Sequence[ManagedBy]) -> str:
@@ -104,6 +124,8 @@ def message_of(facts: Facts, decision: Decision, record: str) -> str:
         lines = _namespace(facts)
     else:
         lines = _drift(facts, decision)
+    if len("\n".join(lines).encode()) > _LONGEST_MESSAGE:
+        lines = [cut(line, 120) for line in lines]
     return "\n".join([*lines, *([f"Record {record}"] if record else [])])
 
 

@@ -34,6 +34,7 @@ class Repeats:
     def __init__(self, *, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
         self._denials: dict[tuple[object, ...], _Denial] = {}
+        self._over: list[_Denial] = []
         self._granted: dict[tuple[object, ...], _Denial] = {}
         self._lock = threading.Lock()
 
@@ -58,6 +59,8 @@ class Repeats:
             if known is not None and now - known.since < _SPAN:
                 known.repeats += 1
                 return known.first.id
+            if known is not None:
+                self._over.append(self._denials.pop(key))
             self._denials[key] = _Denial(first=record, since=now)
             return ""
 
@@ -69,7 +72,8 @@ class Repeats:
                 if not all_of_them and now - denial.since < _SPAN and len(self._denials) - len(over) <= _MOST:
                     break
                 over.append(key)
-            ended = [self._denials.pop(key) for key in over]
+            ended = [*self._over, *(self._denials.pop(key) for key in over)]
+            self._over.clear()
         return [
             msgspec.structs.replace(
                 d.first, id=self._new_id(), event="review.repeated", count=d.repeats, detail=d.first.id

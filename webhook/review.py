@@ -31,7 +31,7 @@ from webhook.facts import Facts, facts_of
 from webhook.grants import with_grant
 from webhook.logs import log, told
 from webhook.messages import cannot_judge, message_of, no_right, plain, print_drift, print_managed, warnings_of
-from webhook.policy import Policy
+from webhook.policy import Mode, Policy
 from webhook.record import Record, new_ulid, print_millis
 from webhook.repeats import Repeats
 from webhook.stamping import stamp_of, stamp_patch
@@ -186,7 +186,8 @@ class AdmissionReviewer:
     def _answer(self, webhook: Webhook, request: AdmissionRequest, judged: Judged) -> Answer:
         facts, decision = judged.facts, judged.decision
         if webhook is Webhook.MUTATE:
-            response = AdmissionResponse(uid=request.uid, allowed=True, patch=judged.patch)
+            warnings = warnings_of(facts, decision, None) if decision.reason is Reason.NOT_MANAGED else ()
+            response = AdmissionResponse(uid=request.uid, allowed=True, patch=judged.patch, warnings=warnings)
             return Answer(response.encode())
         record = record_of(request, facts, decision, id_=self._new_id(), now=self._now(), cluster=self._cluster_name)
         record_id, recorded = self._keep(request, record) if _is_kept(decision) else ("", None)
@@ -195,7 +196,7 @@ class AdmissionReviewer:
             allowed=decision.verdict is not Verdict.DENY,
             message=message_of(facts, decision, record_id) if decision.verdict is Verdict.DENY else "",
             reason="Forbidden",
-            warnings=warnings_of(facts, decision, stamp_of(facts)),
+            warnings=warnings_of(facts, decision, facts.stamp or stamp_of(facts)),
             audit_annotations=_audit_annotations(facts, decision, record_id),
         )
         return Answer(response.encode(), recorded)
@@ -213,7 +214,7 @@ class AdmissionReviewer:
 
     def _could_not_judge(self, webhook: Webhook, request: AdmissionRequest, why: str) -> Answer:
         """Answer by the fail mode. /mutate lets pass: /validate will ask the same."""
-        allowed = webhook is Webhook.MUTATE or self._fail is FailMode.OPEN
+        allowed = webhook is Webhook.MUTATE or self._fail is FailMode.OPEN or self._policy.mode is Mode.AUDIT
         log(
             "review.not_judged",
             uid=request.uid,
@@ -275,7 +276,8 @@ def record_of(
     request: AdmissionRequest, facts: Facts, decision: Decision, *, id_: str, now: datetime, cluster: str = ""
 ) -> Record:
     """Return the record of one decision."""
-    stamp = stamp_of(facts) if decision.verdict is Verdict.BREAK_GLASS else facts.window
+    granted = decision.verdict is Verdict.BREAK_GLASS
+    stamp = facts.stamp or stamp_of(facts) if granted else facts.window
     return msgspec.structs.replace(
         _base_record(request, facts.ref, id_=id_, now=now, cluster=cluster),
         managed_by=print_managed(facts.managed),

@@ -42,7 +42,7 @@ def stamp_patch(
     facts: Facts, decision: Decision, old: Object | None, new: Object | None, key: bytes
 ) -> list[PatchOperation]:
     """Return the JSON Patch for a write to an object (not to its scale); empty where there is nothing to write."""
-    if new is None or facts.closes:
+    if new is None:
         return []
     if decision.verdict is Verdict.BREAK_GLASS:
         stamp = stamp_of(facts)
@@ -56,7 +56,7 @@ def stamp_patch(
 
 
 def _dropped_ask(facts: Facts, old: Object | None, new: Object) -> dict[str, str | None]:
-    if facts.window is None:
+    if facts.window is None or facts.closes:
         return {}
     before, after = annotations(old), annotations(new)
     return {name: before[name] for name in ASKS if name in before and name not in after}

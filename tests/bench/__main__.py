@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.bench import cpu, generator, report, serving
-from tests.bench.figures import Cost, Figures, Run
+from tests.bench.figures import Cost, Figures, Memory, Run
 from tests.bench.reviews import SIZES
 
 
@@ -31,6 +31,7 @@ class Effort:
     connections: int
 
 
+QUIET = 0.5  # processes that want to run, over the last minute
 WHOLE = Effort(sizes=SIZES, cpu_rounds=9, cpu_time=0.04, rounds=3, run=1.0, warm_up=0.25, connections=10_000)
 QUICK = Effort(sizes=(10, 42), cpu_rounds=5, cpu_time=0.02, rounds=1, run=1.0, warm_up=0.2, connections=500)
 
@@ -47,11 +48,7 @@ def main() -> None:
     figures = replace(figures, costs=tuple(_costs(effort)))
     _say()
     print(f"\n{report.print_costs(figures.costs)}", flush=True)
-    try:
-        figures = _served(figures, effort)
-    except generator.NoGenerator as error:
-        _say()
-        print(f"\nServing was not measured: {error}")
+    figures = _served(figures, effort)
     budgets = list(report.budgeted(figures))
     print(f"\n{report.print_budgets(budgets)}")
     if options.json:
@@ -72,30 +69,41 @@ def _costs(effort: Effort) -> list[Cost]:
 
 
 def _served(figures: Figures, effort: Effort) -> Figures:
-    """Return the figures with those of the server. Raises NoGenerator if it can't be measured."""
-    _say("building the load generator")
-    program = generator.build()
-    _say("starting the servers")
+    """Return the figures with those of the server, as far as it can be measured."""
     runs: list[Run] = []
-    with serving.started(program, rounds=effort.rounds, seconds=effort.run, warm_up=effort.warm_up) as bench:
-        for size in effort.sizes:
-            found = list(bench.serve(size, _say))
-            runs += found
-            _say()
-            print(f"\n{report.print_runs(size, found)}", flush=True)
-        _say(f"{effort.connections:,} connections, one review on each")
-        bench.connect(effort.connections)
+    memory: list[Memory] = []
+    try:
+        _say("building the load generator")
+        program = generator.build()
+        _say("starting the servers")
+        with serving.started(program, rounds=effort.rounds, seconds=effort.run, warm_up=effort.warm_up) as bench:
+            memory = bench.memory
+            for size in effort.sizes:
+                found = list(bench.serve(size, _say))
+                runs += found
+                _say()
+                print(f"\n{report.print_runs(size, found)}", flush=True)
+            _say(f"{effort.connections:,} connections, one review on each")
+            bench.connect(effort.connections)
+    except generator.CannotMeasure as error:
+        _say()
+        print(f"\nServing was not measured to the end:\n{error}")
     _say()
-    print(f"\n{report.print_memory(bench.memory)}")
-    return replace(figures, runs=tuple(runs), memory=tuple(bench.memory))
+    if memory:
+        print(f"\n{report.print_memory(memory)}")
+    return replace(figures, runs=tuple(runs), memory=tuple(memory))
 
 
 def _about() -> dict[str, str]:
     """Return what the figures depend on."""
     disk = serving.sync_times()
+    load = os.getloadavg()[0]
     return {
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "load": f"{load:.1f}"
+        if load < QUIET
+        else f"{load:.1f}: others use the CPUs, so run it again when they are idle",
         "disk": f"writing and syncing 1 KB takes {disk[0]:.2f} ms (p50), {disk[1]:.2f} ms (p99)",
         "reviews": "sizes are of the whole review, both objects included",
     }
@@ -110,4 +118,7 @@ def _say(progress: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

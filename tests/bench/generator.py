@@ -14,8 +14,8 @@ SOURCE = Path(__file__).parent / "load"
 _PATIENCE = 60  # seconds beyond the length of a run
 
 
-class NoGenerator(Exception):
-    """It can't be built or run; the text says what to do."""
+class CannotMeasure(Exception):
+    """The generator or a server can't be built or run; the text says what to do."""
 
 
 def cache_directory() -> Path:
@@ -27,7 +27,7 @@ def cache_directory() -> Path:
 
 
 def build() -> Path:
-    """Return the program, which is built if this version of it is not there yet. Raises NoGenerator."""
+    """Return the program, which is built if this version of it is not there yet. Raises CannotMeasure."""
     sources = [(SOURCE / name).read_bytes() for name in ("go.mod", "main.go")]
     program = cache_directory() / hashlib.sha256(b"\0".join(sources)).hexdigest()[:16] / "load"
     if program.exists():
@@ -39,18 +39,18 @@ def build() -> Path:
     try:
         built = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise NoGenerator(
+        raise CannotMeasure(
             "the load generator is built with Go, and there is no `go` on PATH: install Go 1.22 or newer"
             " (https://go.dev/dl) and run this again"
         ) from None
     if built.returncode != 0:
-        raise NoGenerator(f"the load generator can't be built:\n{built.stderr.strip()}")
+        raise CannotMeasure(f"the load generator can't be built:\n{built.stderr.strip()}")
     part.rename(program)
     return program
 
 
 def run(program: Path, *, seconds: float, **options: object) -> dict[str, Any]:
-    """Return what the generator found. `options` are its flags, with `_` for `-`. Raises NoGenerator."""
+    """Return what the generator found. `options` are its flags, with `_` for `-`. Raises CannotMeasure."""
     flags = [f"-{name.replace('_', '-')}={value}" for name, value in options.items()]
     try:
         done = subprocess.run(
@@ -61,8 +61,8 @@ def run(program: Path, *, seconds: float, **options: object) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise NoGenerator("the load generator does not come to an end") from None
+        raise CannotMeasure("the load generator does not come to an end") from None
     if done.returncode != 0:
-        raise NoGenerator(done.stderr.strip())
+        raise CannotMeasure(done.stderr.strip())
     found: dict[str, Any] = json.loads(done.stdout)
     return found

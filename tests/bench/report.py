@@ -8,6 +8,8 @@ from tests.bench.reviews import LARGEST, Write
 from tests.bench.serving import HALF, RECORDED
 
 UNKNOWN = "-"
+_FLAT = 2
+"""MiB that memory may grow and still count as flat."""
 _LONGEST = 80
 """Characters of an error that are shown."""
 _STEEPEST = 1.5
@@ -44,8 +46,9 @@ def budgeted(figures: Figures) -> Iterator[Budgeted]:
     yield _at_most("10 KB, recorded denial, 1 connection: p99", recorded.p99_ms if recorded else None, 5, "ms")
     yield _at_most("10 KB, denied, 8 connections at half rate: p99", half.p99_ms if half else None, 5, "ms")
     yield _at_most("errors in all runs", sum(run.errors for run in figures.runs) if figures.runs else None, 0, "")
-    most = max((m.mib for m in figures.memory if m.mib is not None), default=None)
-    yield _at_most("memory of the worker, at most", most, 60, "MiB")
+    known = [m.mib for m in figures.memory if m.mib is not None]
+    yield _at_most("memory of the worker, at most", max(known, default=None), 60, "MiB")
+    yield _at_most("memory, grown by the last connections", known[-1] - known[-2] if known[1:] else None, _FLAT, "MiB")
 
 
 def _costs_budgeted(figures: Figures) -> Iterator[Budgeted]:
@@ -131,9 +134,9 @@ def number(value: float | None) -> str:
     """Return a figure with three digits or more."""
     if value is None:
         return UNKNOWN
-    if value == 0 or value >= 100:
+    if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _table(title: str, rows: Sequence[Sequence[str]], left: int = 1) -> str:

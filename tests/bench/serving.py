@@ -173,7 +173,7 @@ class Bench:
 
 @contextmanager
 def started(program: Path, *, rounds: int, seconds: float, warm_up: float) -> Iterator[Bench]:
-    """Start both servers, and stop them at the end. Raises NoGenerator if one does not start.
+    """Start both servers, and stop them at the end. Raises CannotMeasure if one does not start.
 
     The outbox is in the user's cache, for that is on a disk; the logs are in memory where they can be.
     """
@@ -237,4 +237,4 @@ def _wait_started(process: Leashed) -> Served:
                 told = json.loads(line)
                 return Served(process=process, port=told["port"], worker=told["pid"])
         time.sleep(0.05)
-    raise generator.NoGenerator(f"{process.name} did not start:\n{process.tail()}")
+    raise generator.CannotMeasure(f"{process.name} did not start:\n{process.tail()}")

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from webhook.cli.audit import as_json
 from webhook.demo.sample import PUSH, Applied, Manifest, marked
 from webhook.demo.stage import Stage
 from webhook.errors import RecordsError
@@ -231,7 +230,7 @@ def records(stage: Stage, **wanted: Any) -> list[dict[str, Any]]:
             rows = ledger.list(limit=100_000)
     except RecordsError:  # the controller has not made it yet
         return []
-    found = [msgspec.to_builtins(msgspec.structs.asdict(row.record)) | {"sequence": row.sequence} for row in rows]
+    found = json.loads(json.dumps([as_json(row) for row in rows]))
     return [record for record in found if all(record[key] == value for key, value in wanted.items())]
 
 

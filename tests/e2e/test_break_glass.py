@@ -183,7 +183,7 @@ def test_asked_for_with_the_change(place, request, command, tmp_path):
     stamp = place.stamp(what)
     assert stamp.keys() == ALL_OF_IT
     assert (stamp["by"], stamp["ask"]) == ("bob", REASON)
-    assert json.loads(stamp["fields"]) == [".data.theme"]
+    assert ".data.theme" in json.loads(stamp["fields"])
     assert place.get(what)["data"] == {"theme": "light"}
     assert "Warning: break-glass until" in said.stderr
 
@@ -258,7 +258,10 @@ def test_what_users_write_does_nothing_in_an_issue(corner, stage):
     assert corner.bob("""patch configmap/rude -p '{"data":{"theme":"@everyone"}}'""")
 
     text = issue(stage, window)
-    assert "| Why | `INC-7 @everyone <img src=x> 'code' \\| [link](https://example.org)` |" in text
+    (why,) = [line for line in text.splitlines() if line.startswith("| Why |")]
+    assert why.startswith("| Why | `INC-7 @everyone <img src=x> 'code' ")
+    assert why.endswith(" [link](https://example.org)` |")
+    assert why.count("`") == 2
     assert row(".data.theme", "dark", "@everyone") in text
 
 

@@ -70,8 +70,10 @@ def test_the_same_manifest_passes(place, request, kind, command):
     before = place.look(f"{kind}/{name}")
 
     said = place.alice(command, place.manifest(manifest))
+    again = place.alice(command, place.manifest(manifest))
 
     assert said, said.stderr
+    assert again, again.stderr
     after = place.look(f"{kind}/{name}")
     assert [after.get(key) for key in ("spec", "data")] == [before.get(key) for key in ("spec", "data")]
 

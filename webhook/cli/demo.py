@@ -6,9 +6,10 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -58,7 +59,7 @@ def demo(*, once: bool, directory: Path | None, recorded: bool) -> None:
             show.tell()
             if not once:
                 show.invite()
-                signal.pause()
+                _stay()
             _ignore_signals()
     except KeyboardInterrupt:
         pass
@@ -95,6 +96,12 @@ def _folder(named: Path | None) -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stay() -> NoReturn:
+    """Wait for a signal. One that comes just before `signal.pause` would be waited for in vain; so it is looked for."""
+    while True:
+        time.sleep(0.5)
 
 
 def _end(*_: object) -> None:

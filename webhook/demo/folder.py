@@ -125,7 +125,8 @@ class Folder:
         return [
             f"cd {here}",
             *([f"export KUBECONFIG={here}/{who}.kubeconfig"] if who else []),
-            f"export DRIFTGATE_CONFIG={here}/driftgate/config.yaml PATH={here}/bin:$PATH",
+            f"export DRIFTGATE_CONFIG={here}/driftgate/config.yaml",
+            f"export PATH={here}/bin:$PATH",
         ]
 
     def _run(

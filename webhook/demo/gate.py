@@ -1,6 +1,6 @@
-"""`driftgate serve` on loopback, with certificates, seal key and configuration of its own: the gate without a cluster.
+"""`driftgate serve` on loopback, with certificates, seal key and configuration of its own.
 
-The cluster is whatever a kubeconfig leads to. Who calls the webhook is not known here.
+The cluster is whatever a kubeconfig leads to. Who calls the webhook, and why, is not known here.
 """
 
 import os
@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,58 +24,57 @@ _READY_SECONDS = 30.0
 
 
 class Gate:
-    """A running driftgate."""
+    """A running driftgate. `settings` go on top of its own configuration."""
 
-    def __init__(self, directory: Path, *, repository: Path, progress: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        progress: Callable[[str], object] | None = None,
+    ) -> None:
+        self.directory = directory
         self.port = _free_port()
-        self._directory = directory
-        self._repository = repository
-        self._progress = progress
+        self.config_file = directory / "config.yaml"
+        self.ca_file = directory / "certificates" / "ca.crt"
+        self._settings = settings or {}
+        self._progress: Callable[[str], object] = progress or (lambda _: None)
         self._serving: Leashed | None = None
 
-    @property
-    def url(self) -> str:
-        """Where it answers."""
-        return f"https://localhost:{self.port}"
-
-    @property
-    def ca_file(self) -> Path:
-        """The certificate of the CA that signed its own."""
-        return self._directory / "certificates" / "ca.crt"
-
-    def prepare(self, kubeconfig: Path) -> None:
-        """Make certificates and key, and write the configuration."""
+    def equip(self, kubeconfig: Path, names: Sequence[str] = ("localhost",)) -> None:
+        """Write the configuration; make certificates, for these names, and the seal key."""
         self._progress("making certificates")
-        self._directory.mkdir(parents=True, exist_ok=True)
-        certificates, key = self._directory / "certificates", self._directory / "seal.key"
-        settings = {
+        self.directory.mkdir(parents=True, exist_ok=True)
+        certificates, key = str(self.directory / "certificates"), str(self.directory / "seal.key")
+        settings: dict[str, Any] = {
             "cluster": "demo",
             "kubeconfig": str(kubeconfig),
-            "state_directory": str(self._directory / "state"),
-            "server": {"host": "127.0.0.1", "port": self.port, "certificates": str(certificates), "drain": "1s"},
-            "break_glass": {"key_file": str(key)},
-            "tracker": {"repository": str(self._repository)},
+            "state_directory": str(self.directory / "state"),
+            "server": {"host": "127.0.0.1", "port": self.port, "certificates": certificates, "drain": "1s"},
+            "break_glass": {"key_file": key},
         }
-        (self._directory / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        command = [sys.executable, "-m", "webhook", "certs", "--name", "localhost"]
-        places = ["--directory", str(certificates), "--seal-key", str(key)]
-        done = subprocess.run([*command, *places], capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode != 0:
-            raise Unexpected(f"driftgate certs exited with {done.returncode}: {done.stderr}")
+        for name, value in self._settings.items():
+            settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
+        self.config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        named = [option for name in names for option in ("--name", name)]
+        self.driftgate("certs", *named, "--directory", certificates, "--seal-key", key)
 
     def start(self) -> None:
         """Start `driftgate serve` and wait until it is ready."""
         self._progress("starting driftgate serve")
-        command = [sys.executable, "-m", "webhook", "serve", "--config", str(self._directory / "config.yaml")]
-        log = self._directory / "serve.log"
+        command = [sys.executable, "-m", "webhook", "serve", "--config", str(self.config_file)]
+        log = self.directory / "serve.log"
         self._serving = Leashed.start("driftgate serve", command, log=log, environment=os.environ, grace=20)
         deadline = time.monotonic() + _READY_SECONDS
-        while not self._is_ready():
+        while not self.is_ready():
             if self._serving.exit_code is not None or time.monotonic() > deadline:
-                raise Unexpected(f"driftgate serve did not become ready:\n{self._serving.tail()}")
+                tail = self._serving.tail()
+                self.halt()
+                raise Unexpected(f"driftgate serve did not become ready:\n{tail}")
             time.sleep(0.1)
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Tell whether the webhook answers and is ready."""
         try:
             self._call("/readyz")
         except OSError:
@@ -88,20 +88,33 @@ class Gate:
         except OSError as error:
             raise Unexpected(f"driftgate did not answer: {error}") from None
 
-    def _call(self, path: str, body: bytes | None = None) -> bytes:
-        context = ssl.create_default_context(cafile=str(self.ca_file))
-        request = urllib.request.Request(  # noqa: S310 -- an URL of our own
-            self.url + path, body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, context=context, timeout=10) as answer:  # noqa: S310 -- the same
-            content: bytes = answer.read()
-            return content
-
-    def stop(self) -> None:
-        """End it."""
+    def halt(self) -> None:
+        """End driftgate."""
         if self._serving is not None:
             self._serving.stop()
             self._serving = None
+
+    def driftgate(self, *args: str, check: bool = True) -> str:
+        """Run the command with this configuration and return what it prints."""
+        environment = {**os.environ, "DRIFTGATE_CONFIG": str(self.config_file)}
+        command = [sys.executable, "-m", "webhook", *args]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        if check and done.returncode != 0:
+            raise Unexpected(f"driftgate {' '.join(args)} exited with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"https://localhost:{self.port}"
+
+    def _call(self, path: str, body: bytes | None = None) -> bytes:
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, body, headers)  # noqa: S310 -- an https URL, as it stands
+        with urllib.request.urlopen(request, context=context, timeout=10) as answer:  # noqa: S310 -- the same
+            content: bytes = answer.read()
+            return content
 
 
 def _free_port() -> int:

@@ -46,7 +46,8 @@ class Recorded:
         self._terminal = terminal
         self._folder = Folder(folder, terminal)
         self._stand_in = StandIn(may_break_glass="bob")
-        self._gate = Gate(self._folder.driftgate, repository=self._folder.repository, progress=terminal.progress)
+        settings = {"tracker": {"repository": str(self._folder.repository)}}
+        self._gate = Gate(self._folder.driftgate, settings=settings, progress=terminal.progress)
         self._ends = ExitStack()
 
     def __enter__(self) -> Self:
@@ -63,7 +64,7 @@ class Recorded:
         with ExitStack() as ends:
             ends.enter_context(self._stand_in)
             ends.callback(self._end_driftgate)
-            self._gate.prepare(self._write_what_is_there())
+            self._gate.equip(self._write_what_is_there())
             self._gate.start()
             self._ends = ends.pop_all()
         return self
@@ -86,7 +87,7 @@ class Recorded:
     def _end_driftgate(self) -> None:
         self._terminal.say()
         self._terminal.progress("stopping driftgate")
-        self._gate.stop()
+        self._gate.halt()
 
     def tell(self) -> None:
         """Show all of it."""
@@ -159,7 +160,7 @@ class Recorded:
         self._terminal.invite(
             [*self._folder.exports(), f"REVIEWS={shlex.quote(str(REVIEWS))}"],
             [
-                ("how each recording is decided, and by which rule", "driftgate explain $REVIEWS"),
+                ("how each recording is decided, and by which rule", "driftgate explain $REVIEWS/*.validate.json"),
                 ("ask it as the API server does", post),
                 ("what came of it", "driftgate audit list; git -C deploy log -p driftgate/issues"),
             ],

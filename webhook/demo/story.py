@@ -8,7 +8,7 @@ alone no pods run, and nobody fills the ClusterRole `admin`; the gate does not m
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from webhook.break_glass import ACTIVE, ASK, LABEL
 from webhook.demo import sample
@@ -30,7 +30,7 @@ class Story:
         self._binaries = binaries
         self._folder = Folder(folder, terminal)
         self._cluster = ControlPlane(binaries, directory=folder / "control-plane", progress=terminal.progress)
-        settings: dict[str, Any] = {"tracker": {"repository": str(self._folder.repository)}}
+        settings = {"tracker": {"repository": str(self._folder.repository)}}
         self._stage = Stage(self._cluster, self._folder.driftgate, settings=settings, progress=terminal.progress)
         self._ends = ExitStack()
 
@@ -154,7 +154,10 @@ class Story:
             [
                 ("refused: it is in Git", "kubectl set env deployment/checkout -n bank LOG_LEVEL=debug"),
                 ("passes: it is not in Git", "kubectl create deployment mine -n shop --image=mine"),
-                ("bob may break the glass", f"KUBECONFIG=$PWD/bob.kubeconfig {IN_EMERGENCY}"),
+                (
+                    "bob may break the glass",
+                    f'KUBECONFIG=bob.kubeconfig kubectl annotate cm/settings -n shop {ASK}="INC-43 why"',
+                ),
                 ("what came of it", "driftgate audit list; git -C deploy log -p driftgate/issues"),
             ],
         )
