@@ -47,16 +47,13 @@ def test_each_subcommand_helps(name):
     assert len(done.output.splitlines()) > 4
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
+@pytest.mark.parametrize("name", ["explain", "audit"])
 def test_helping_needs_nothing_heavy(name):
     """No subcommand loads another's packages to say how it is called."""
     code = (
         f"import sys; from webhook.cli import driftgate; driftgate(['{name}', '--help'], standalone_mode=False);"
         "print('LOADED', *sorted({'kubernetes', 'flask', 'gunicorn', 'uvicorn', 'git'} & set(sys.modules)))"
     )
-    if name not in {"explain", "audit"}:
-        pytest.skip("one process is enough to know")
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
 
     assert done.stdout.splitlines()[-1] == "LOADED"
@@ -160,13 +157,3 @@ class TestManifests:
         assert done.exit_code == 1
         assert "ca.crt can't be read" in done.output
         assert "--ca" in done.output
-
-    def test_a_certificate_that_is_none_is_refused(self, tmp_path):
-        """The API server would refuse it later, with less to go by."""
-        file = tmp_path / "ca.crt"
-        file.write_text("no certificate")
-
-        done = run("manifests", "--ca", str(file))
-
-        assert done.exit_code != 0
-        assert "ca.crt" in done.output

@@ -39,12 +39,12 @@ def test_a_file_is_explained_as_text():
         "  write       UPDATE deployments guestbook/web by alice\n"
         '  managed by  Argo CD application "guestbook"\n'
         "  actor       person\n"
-        "  drift       .spec.replicas: 3 -> 7\n"
+        "  drift       .spec.replicas: 3 -> 4\n"
         "  verdict     Deny Drift\n"
         "  rule        11. otherwise: drift\n"
         '  message     Deployment guestbook/web is managed by Argo CD application "guestbook"; this change would drift '
         "from Git:\n"
-        "                .spec.replicas: 3 -> 7\n"
+        "                .spec.replicas: 3 -> 4\n"
         '              Change it in Git, where Argo CD application "guestbook" is deployed from.\n'
         "              In an emergency, first: kubectl annotate deployment/web -n guestbook "
         'driftgate.dev/break-glass="INC-... why"\n'
@@ -59,7 +59,7 @@ def test_json_has_these_keys():
     assert found["file"] == str(EDIT)
     assert (found["verdict"], found["reason"], found["actor"]) == ("Deny", "Drift", "person")
     assert found["managed_by"] == 'Argo CD application "guestbook"'
-    assert found["drift"] == [{"path": ".spec.replicas", "before": "3", "after": "7"}]
+    assert found["drift"] == [{"path": ".spec.replicas", "before": "3", "after": "4"}]
     assert found["message"].startswith("Deployment guestbook/web is managed by")
 
 

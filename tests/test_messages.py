@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import replace
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -251,7 +252,8 @@ def test_hostile_text_is_defused_and_bounded_in_a_denial(text):
     ref = replace(facts.ref, name=text, namespace=text, kind=text)
     refusal = no_right(request, ref)
 
-    for changed in (facts, replace(facts, ref=ref), replace(facts, ref=ref, refusal=refusal)):
+    with_ref = msgspec.structs.replace(facts, ref=ref)
+    for changed in (facts, with_ref, msgspec.structs.replace(with_ref, refusal=refusal)):
         message = message_of(changed, decide(changed, Policy()), "01JDC3Q7V8ZK2M5T9XW4R6YB1E")
         lines = message.split("\n")
         assert all(is_defused(line) for line in lines)

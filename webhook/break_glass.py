@@ -87,8 +87,7 @@ class Ask:
     duration: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """Permission for a time, as it will stand in the stamp. `opens`: this very write opens the window."""
 
     id: str

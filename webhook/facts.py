@@ -5,8 +5,10 @@ get wrong: at /mutate a status write still shows what the server will reset, so 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+import msgspec
+from msgspec.structs import replace
 
 from webhook.actors import Actor, actor_of, is_exempt
 from webhook.admission import (
@@ -48,8 +50,7 @@ from webhook.managed import ManagedBy, is_generated, managed_by
 from webhook.policy import IGNORED_SUBRESOURCES, SYNC_OPERATION, Policy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known about one write. `drift` are the protected changes; all lists are empty where nothing is."""
 
     ref: ObjectRef
@@ -115,8 +116,8 @@ def facts_of(
     ref = ObjectRef(group=kind.group, kind=kind.kind, namespace=request.namespace, name=request.name)
     before, after = managed_by(old, kind, policy.tools), managed_by(new, kind, policy.tools)
     managed = before or after
-    blank = replace(blank, ref=ref, actor=actor_of(request.user, managed, policy), managed=managed)
-    blank = replace(blank, all_managed=(*before, *after))
+    actor = actor_of(request.user, managed, policy)
+    blank = replace(blank, ref=ref, actor=actor, managed=managed, all_managed=(*before, *after))
     if managed:
         return _facts_of_managed(blank, old, new, policy, key=key, now=now)
     is_namespace = (kind.group, kind.kind) == ("", "Namespace") and new is not None

@@ -8,8 +8,9 @@ and its end fit this very write. A stamp kept from an earlier window fits none.
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from webhook.actors import Actor
 from webhook.break_glass import Grant, Stamp, deadline

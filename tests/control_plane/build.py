@@ -74,6 +74,11 @@ class Kit:
     instead: str  # of building it
     next: str
 
+    @property
+    def parts(self) -> list[Tool | Documents]:
+        """The files that it consists of."""
+        return [*self.tools, *self.documents]
+
 
 def main(arguments: Sequence[str]) -> int:
     """Build what is missing and say where it is; 1 if that failed, 2 if it can't be asked, 130 if interrupted."""
@@ -211,7 +216,7 @@ def gitops_tools() -> Kit:
                 files=["manifests/base/config/argocd-*.yaml"],
             ),
         ],
-        expected=EXPECTED_GITOPS,
+        expected="about ten minutes on two cores the first time, 1 GB of downloads and 2 GB in Go's caches",
         instead="or do without: the tests of the real GitOps tools are skipped then.",
         next="make e2e",
     )
@@ -231,8 +236,7 @@ def cache_directory(name: str = CONTROL_PLANE) -> Path:
 
 def missing(directory: Path, name: str = CONTROL_PLANE) -> list[str]:
     """Return the names of the files that are still to be made."""
-    kit = KITS[name]()
-    return [made.name for made in (*kit.tools, *kit.documents) if not (directory / made.name).exists()]
+    return [part.name for part in KITS[name]().parts if not (directory / part.name).exists()]
 
 
 # Building
@@ -270,7 +274,7 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 
 def _check_go(kit: Kit) -> None:
-    modules = sorted({made.module for made in (*kit.tools, *kit.documents)})
+    modules = sorted({part.module for part in kit.parts})
     wanted = max(go_version(module) for module in modules)
     ways_out = (
         f"Install Go {'.'.join(map(str, wanted))} or newer (https://go.dev/dl) and run this again,\n{kit.instead}"
