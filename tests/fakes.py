@@ -7,6 +7,7 @@ import copy
 import json
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from webhook.admission import AdmissionRequest, Object, Webhook, annotations, labels, metadata, parse_review
@@ -298,7 +299,7 @@ class Outcome(NamedTuple):
     message: str
     warnings: list[str]
     patch: list[Any]
-    stored: Object | None
+    stored: Any  # the object, or None
 
 
 class ApiServer:
@@ -320,11 +321,14 @@ class ApiServer:
                 seal_key=KEY,
                 cluster=self.cluster,
                 audit_log=self.log,
-                now=lambda skew=skew: self.clock.now + timedelta(seconds=skew),
+                now=partial(self._now, timedelta(seconds=skew)),
                 new_id=self.clock.new_id,
             )
             for skew in skews
         ]
+
+    def _now(self, skew: timedelta) -> datetime:
+        return self.clock.now + skew
 
     def ask(self, webhook: Webhook, body: bytes) -> Any:
         """Return what the next replica answers."""

@@ -5,6 +5,7 @@ import threading
 import time
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import yaml
@@ -28,14 +29,15 @@ class FakeApi(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers = {}
-        self.asked = []
+        self.answers: dict[tuple[str, str], Any] = {}
+        self.asked: list[Any] = []
         self.let_go = threading.Event()
         self.drops = 0
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: "FakeApi"
 
     def _answer(self):
         length = int(self.headers.get("Content-Length") or 0)
@@ -366,6 +368,19 @@ def test_without_a_way_to_the_cluster_that_is_said(tmp_path):
 
         with pytest.raises(ClusterUnavailable, match=r"no way to reach the cluster|did not answer"):
             Cluster(file).get(DEPLOYMENTS, "shop", "web")
+
+
+def test_a_library_says_nothing_on_standard_output(tmp_path, monkeypatch, capfd):
+    """Log lines are JSON; in a pod there is no kubeconfig, and the library would tell everybody."""
+    import kubernetes.config
+
+    monkeypatch.setattr(kubernetes.config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+    with pytest.raises(ClusterUnavailable, match="no way to reach the cluster"):
+        Cluster().get(DEPLOYMENTS, "shop", "web")
+
+    assert capfd.readouterr().out == ""
 
 
 def test_nothing_is_opened_before_the_first_question(tmp_path):

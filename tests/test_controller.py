@@ -294,7 +294,7 @@ class TestRefusedAfterUs:
         world.pass_()
         world.server.cluster.put(obj)
 
-        world.pass_()
+        world.pass_(times=2)
 
         assert len(world.tracker.issues) == 1
 

@@ -359,7 +359,13 @@ def test_no_value_of_a_secret_is_ever_told(before, after, how):
     logged: list[str] = []
 
     with mock.patch.object(review, "log", lambda event, **fields: logged.append(repr((event, fields)))):
-        outcome = {"create": server.create, "delete": server.delete}.get(how, server.update)(new)
+        match how:
+            case "create":
+                outcome = server.create(new)
+            case "delete":
+                outcome = server.delete(old)
+            case _:
+                outcome = server.update(new)
 
     (record,) = server.log.records
     issue = [title_of(record), body_of(record, by="alice", why="why", until="now"), comment_of(record)]

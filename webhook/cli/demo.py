@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +25,7 @@ _NO_CONTROL_PLANE = """\
 There is no control plane here. For the real thing: make control-plane (once, about twelve minutes),
 or set $KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl. Until then:
 """
+_SOON = 10.0  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,7 +56,12 @@ def demo(*, once: bool, directory: Path | None, recorded: bool) -> None:
         binaries = None if recorded else find_binaries()
         if binaries is None and not recorded:
             click.echo(_NO_CONTROL_PLANE)
-        with _folder(directory) as folder, Terminal() as terminal, _show(binaries, folder, terminal) as show:
+        with (
+            _folder(directory) as folder,
+            _no_child_left(),
+            Terminal() as terminal,
+            _show(binaries, folder, terminal) as show,
+        ):
             show.tell()
             if not once:
                 show.invite()
@@ -96,6 +102,19 @@ def _folder(named: Path | None) -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _no_child_left() -> Iterator[None]:
+    """Wait for a command that a signal caught while it was being started: nobody else does, and it soon ends itself."""
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + _SOON
+        with suppress(ChildProcessError):  # there is none
+            while time.monotonic() < deadline:
+                if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                    time.sleep(0.05)
 
 
 def _stay() -> NoReturn:

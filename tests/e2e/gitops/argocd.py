@@ -4,14 +4,13 @@ It looks at an application every twenty seconds, at once when asked to (`refresh
 The application-controller's metrics are the one thing that does not listen on loopback only: it has no setting for it.
 """
 
-import http.client
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.e2e.gitops.repository import BRANCH, Repository
-from tests.e2e.gitops.tool import Object, Tool, ToolError, answers, free_port
+from tests.e2e.gitops.tool import Object, Tool, ToolError, answers, free_port, is_healthy
 
 APPLICATIONS = "applications.argoproj.io"
 FINALIZER = "resources-finalizer.argocd.argoproj.io"
@@ -59,7 +58,7 @@ class ArgoCD(Tool):
         haste = ["--app-resync=20", "--app-resync-jitter=0", "--self-heal-timeout-seconds=1"]
         where = [f"--namespace={self.namespace}", f"--metrics-port={metrics}"]
         self._run("argocd-application-controller", [*where, *servers, *haste])
-        self.wait("Argo CD's application-controller works", lambda: _is_healthy(metrics), seconds=_WAIT)
+        self.wait("Argo CD's application-controller works", lambda: is_healthy(metrics), seconds=_WAIT)
 
     def _run(self, name: str, flags: Sequence[str]) -> None:
         certificates = self.directory / "certificates"
@@ -193,14 +192,3 @@ def _everything_is_allowed(namespace: str) -> Object:
             "clusterResourceWhitelist": anything,
         },
     }
-
-
-def _is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()

@@ -1,5 +1,6 @@
 """What the GitOps tools have in common: programs on a leash, objects in the cluster, waiting with an end."""
 
+import http.client
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -143,8 +145,12 @@ class Tool(ABC):
         """Apply CustomResourceDefinitions that were built with the tools, and wait until they are in force."""
         for file in files:
             self.apply_built(file)
-            path = str(self.tools / file)
-            self.control_plane.kubectl("wait", "--for=condition=Established", "-f", path, check=True)
+            self.wait(f"{file} is in force", partial(self._established, file), seconds=60)
+
+    def _established(self, file: str) -> bool:
+        """Tell whether definitions are in force; kubectl gives up at once on one that has no conditions yet."""
+        asked = ["wait", "--for=condition=Established", "--timeout=5s", "-f", str(self.tools / file)]
+        return self.control_plane.kubectl(*asked).returncode == 0
 
     def get(self, resource: str, name: str, namespace: str = "") -> Object | None:
         """Return an object, decoded; None if it is not there."""
@@ -183,3 +189,15 @@ def answers(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def is_healthy(port: int) -> bool:
+    """Tell whether a program says on this port of loopback that it works."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
