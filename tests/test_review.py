@@ -360,7 +360,7 @@ def test_the_audit_mode_records_what_it_lets_pass():
     ]
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=80, deadline=None, database=None)
 @given(st.sampled_from(_PLACES), _SCRAPS, st.sampled_from(list(Webhook)), st.booleans())
 def test_a_reviewer_never_raises(place, scrap, webhook, nameless):
     """Whatever parses is answered: with a decision, or with the fail mode."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from webhook.admission import AdmissionRequest, Object, annotations, labels
-from webhook.fields import Change, Path, overlap, print_path, within
+from webhook.fields import ABSENT, Change, Path, canonical, overlap, print_path, within
 
 PREFIX = "driftgate.dev/"
 ASK = PREFIX + "break-glass"
@@ -24,12 +24,13 @@ ID = PREFIX + "break-glass-id"
 BY = PREFIX + "break-glass-by"
 UNTIL = PREFIX + "break-glass-until"
 FIELDS = PREFIX + "break-glass-fields"
+WRITE = PREFIX + "break-glass-write"
 SEAL = PREFIX + "break-glass-seal"
 LABEL = PREFIX + "break-glass"
 ACTIVE = "active"
 
 ASKS = frozenset({ASK, ASK_FOR})
-STAMPS = frozenset({ID, BY, UNTIL, FIELDS, SEAL})
+STAMPS = frozenset({ID, BY, UNTIL, FIELDS, WRITE, SEAL})
 
 EVERYTHING = "*"
 """Stands for all fields, where a list of them would be too long for an annotation."""
@@ -57,6 +58,8 @@ class Stamp:
     by: str
     until: datetime
     fields: tuple[str, ...]
+    write: str = ""
+    """The last granted write that was stored, as `next_write` names it; empty while there is none."""
 
     @property
     def opened(self) -> datetime:
@@ -100,7 +103,7 @@ def seal_of(stamp: Stamp, ref: ObjectRef, key: bytes) -> str:
     """Return the seal: HMAC-SHA256 in hex over the object and all of the stamp."""
     sealed = [
         *("driftgate.dev/v1", ref.group, ref.kind, ref.namespace, ref.name),
-        *(stamp.id, stamp.by, print_time(stamp.until), list(stamp.fields)),
+        *(stamp.id, stamp.by, print_time(stamp.until), list(stamp.fields), stamp.write),
     ]
     return hmac.new(key, msgspec.json.encode(sealed), hashlib.sha256).hexdigest()
 
@@ -108,12 +111,13 @@ def seal_of(stamp: Stamp, ref: ObjectRef, key: bytes) -> str:
 def read_stamp(obj: Object | None, ref: ObjectRef, key: bytes) -> Stamp | None:
     """Return the stamp on `obj`; None if there is none, or its seal does not fit."""
     found = annotations(obj)
-    texts = [found.get(name) for name in (ID, BY, UNTIL, FIELDS, SEAL)]
+    texts = [found.get(name) for name in (ID, BY, UNTIL, FIELDS, WRITE, SEAL)]
     if any(not isinstance(text, str) for text in texts):
         return None
-    id_, by, until, fields, seal = (str(text) for text in texts)
+    id_, by, until, fields, write, seal = (str(text) for text in texts)
     try:
-        stamp = Stamp(id=id_, by=by, until=parse_time(until), fields=msgspec.json.decode(fields, type=tuple[str, ...]))
+        named = msgspec.json.decode(fields, type=tuple[str, ...])
+        stamp = Stamp(id=id_, by=by, until=parse_time(until), fields=named, write=write)
         genuine = hmac.compare_digest(seal_of(stamp, ref, key).encode(), seal.encode())
         genuine = genuine and print_time(stamp.until) == until  # no other spelling of the same moment
         stamp.opened  # noqa: B018 -- an id that is no ULID raises
@@ -164,8 +168,29 @@ def stamp_annotations(stamp: Stamp, ref: ObjectRef, key: bytes) -> dict[str, str
         BY: stamp.by,
         UNTIL: print_time(stamp.until),
         FIELDS: msgspec.json.encode(list(stamp.fields)).decode(),
+        WRITE: stamp.write,
         SEAL: seal_of(stamp, ref, key),
     }
+
+
+def next_write(stamp: Stamp, user: str, changes: Iterable[Change], key: bytes) -> str:
+    """Return the name of a granted write: a keyed hash over the one before it in its window, who writes, and what.
+
+    So the stamp that is stored in the end tells which of all granted writes were stored, each by the next; a write
+    that something after us refused, or that was never sent to the API server, is not among them. The same write, asked
+    about again, has the same name.
+    """
+    told = [
+        stamp.id,
+        stamp.write,
+        user,
+        *([print_path(c.path), _hashable(c.before), _hashable(c.after)] for c in changes),
+    ]
+    return hmac.new(key, b"write" + msgspec.json.encode(told), hashlib.sha256).hexdigest()[:32]
+
+
+def _hashable(value: object) -> object:
+    return ["absent"] if value is ABSENT else [canonical(value)]
 
 
 def stamps_changed(old: Object | None, new: Object | None) -> bool:

@@ -28,7 +28,6 @@ from webhook.break_glass import (
     read_stamp,
 )
 from webhook.errors import ClusterUnavailable, RecordsError, TrackerError
-from webhook.fields import overlap
 from webhook.issue_text import body_of, changes_nothing, closing_of, comment_of, title_of
 from webhook.issues import Issue, Tracker
 from webhook.logs import log, told
@@ -131,11 +130,12 @@ class Controller:
         if window.state is State.PENDING:
             self._opened(window, stamp)
         records = self._windows.unsettled(window.id)
-        self._tell(window, stamp, [record for record in records if _is_stored(record, live, stamp)])
+        stored = _stored(records, live, self._windows.stored_writes(window.id, stamp.write))
+        self._tell(window, stamp, stored)
         if live is not None and (ASK not in annotations(live) or self._now() >= stamp.until):
             self._close(window, live, "its time was up" if ASK in annotations(live) else "the ask was removed")
         else:
-            self._give_up([record for record in records if not _is_stored(record, live, stamp)])
+            self._give_up([record for record in records if record not in stored])
 
     def _opened(self, window: Window, stamp: Stamp) -> None:
         self._windows.put(window.id, state=State.OPEN, until=print_time(stamp.until))
@@ -167,7 +167,8 @@ class Controller:
         deleted = [record for record in records if record.operation == "DELETE" and is_gone]
         if deleted:
             last = Stamp(id=window.id, by=window.by, until=parse_time(window.until), fields=(EVERYTHING,))
-            self._tell(window, last, deleted)
+            writes = self._windows.stored_writes(window.id, deleted[-1].after_write)
+            self._tell(window, last, _stored(records, live, writes))
         if deleted or window.state is State.OPEN:
             self._ended(window, "the object was deleted" if is_gone else "its stamp is gone")
         elif not any(self._is_young(record) for record in records):
@@ -253,13 +254,22 @@ class Controller:
         )
 
 
-def _is_stored(record: Record, live: Object | None, stamp: Stamp) -> bool:
-    """Tell whether the live object shows a granted change: by its stamp, or by itself where it leaves none."""
-    if record.operation == "DELETE":
-        return live is None or "deletionTimestamp" in metadata(live)
-    if record.sub_resource == "scale":
-        replicas = print_value(((live or {}).get("spec") or {}).get("replicas"))
-        return all(d.after == replicas for d in record.drift)
-    if changes_nothing(record.drift) or EVERYTHING in stamp.fields:
-        return True
-    return all(any(overlap(d.path, field) for field in stamp.fields) for d in record.drift)
+def _stored(records: Sequence[Record], live: Object | None, writes: frozenset[str]) -> list[Record]:
+    """Return those granted changes that were stored: `writes`, as the stamp tells; a scale or a deletion by the object.
+
+    Of several scales, one is known to have been stored by the next: it begins where that one ended.
+    """
+    is_gone = live is None or "deletionTimestamp" in metadata(live)
+    replicas = {print_value(((live or {}).get("spec") or {}).get("replicas"))}
+    stored = []
+    for record in reversed(records):
+        if record.operation == "DELETE":
+            seen = is_gone
+        elif record.sub_resource == "scale":
+            seen = is_gone or all(drift.after in replicas for drift in record.drift)
+            replicas.update(drift.before for drift in record.drift)
+        else:
+            seen = record.write in writes or changes_nothing(record.drift)
+        if seen:
+            stored.append(record)
+    return stored[::-1]

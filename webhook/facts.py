@@ -76,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask | None = None
     closes: bool = False  # this write takes the ask away from an open window, and nothing else of the stamp
     scalable: bool = False
+    scales: bool = False  # through the subresource, which can't be stamped
     grant: Grant | None = None
     refusal: str = ""
 
@@ -91,7 +92,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """Whether what this write changes is covered by a genuine stamp, or may do without one."""
         if self.webhook is Webhook.MUTATE or self.operation is Operation.DELETE:
             return True
-        return self.stamp is not None and self.stamp.covers(held_changes(self.drift))
+        changed = held_changes(self.drift)
+        if self.stamp is None or not changed:
+            return self.stamp is not None
+        if self.scales:
+            return self.stamp.covers(changed)
+        # The write moved the stamp on. What the server or others added after /mutate needs not be listed in it.
+        return self.stamp.write != (self.window.write if self.window else "")
 
 
 def facts_of(
@@ -117,7 +124,8 @@ def facts_of(
     before, after = managed_by(old, kind, policy.tools), managed_by(new, kind, policy.tools)
     managed = before or after
     actor = actor_of(request.user, managed, policy)
-    blank = replace(blank, ref=ref, actor=actor, managed=managed, all_managed=(*before, *after))
+    scales = request.sub_resource == "scale"
+    blank = replace(blank, ref=ref, actor=actor, managed=managed, all_managed=(*before, *after), scales=scales)
     if managed:
         return _facts_of_managed(blank, old, new, policy, key=key, now=now)
     is_namespace = (kind.group, kind.kind) == ("", "Namespace") and new is not None

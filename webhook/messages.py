@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from webhook.admission import AdmissionRequest, Operation
-from webhook.break_glass import ASK, ObjectRef, Stamp, is_own_path, print_time
+from webhook.break_glass import ASK, ObjectRef, is_own_path, print_time
 from webhook.decision import Decision, Reason, Verdict
 from webhook.declared import LAST_APPLIED_PATH
 from webhook.facts import Facts
@@ -217,14 +217,14 @@ def cannot_judge(request: AdmissionRequest, why: str) -> str:
     return f"driftgate could not judge this write to {name}: {plain(why, 300)}. Try again in a moment."
 
 
-def warnings_of(facts: Facts, decision: Decision, window: Stamp | None) -> list[str]:
+def warnings_of(facts: Facts, decision: Decision) -> list[str]:
     """Return the warnings that kubectl prints for a write that passes, each under 120 characters."""
     warnings = []
     if decision.verdict is Verdict.BREAK_GLASS:
         if facts.closes:
             warnings.append("break-glass ends here: the object is given back to Git")
         elif facts.grant is not None:
-            until = print_time(window.until if window else facts.grant.until)
+            until = print_time((facts.stamp or facts.grant).until)
             warnings.append(f"break-glass until {until}, window {facts.grant.id}: bring the change to Git")
         if facts.operation is Operation.DELETE:
             warnings.append("a deletion can't be held: GitOps will create the object again")

@@ -62,6 +62,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
     drift: tuple[Drift, ...] = ()
     window: str = ""
+    write: str = ""
+    """Of a granted write: its name in the stamp; and `after_write`, the one that was stored before it."""
+    after_write: str = ""
     ask: str = ""
     until: str = ""
     detail: str = ""

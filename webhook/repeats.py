@@ -86,5 +86,14 @@ class Repeats:
 def _content(record: Record) -> tuple[object, ...]:
     return (
         *(record.user, record.operation, record.group, record.resource, record.sub_resource),
-        *(record.namespace, record.name, record.verdict, record.reason, record.drift, record.window, record.detail),
+        *(
+            record.namespace,
+            record.name,
+            record.verdict,
+            record.reason,
+            record.drift,
+            record.window,
+            record.write,
+            record.detail,
+        ),
     )

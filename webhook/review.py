@@ -34,7 +34,7 @@ from webhook.messages import cannot_judge, message_of, no_right, plain, print_dr
 from webhook.policy import Mode, Policy
 from webhook.record import Record, new_ulid, print_millis
 from webhook.repeats import Repeats
-from webhook.stamping import stamp_of, stamp_patch
+from webhook.stamping import stamp_patch
 
 _LARGE = 256 * 1024
 """Bytes of objects from which comparing them is no work for the event loop."""
@@ -169,7 +169,7 @@ class AdmissionReviewer:
         decision = decide(facts, self._policy)
         patch = []
         if webhook is Webhook.MUTATE and request.sub_resource in {"", "status"}:
-            patch = stamp_patch(facts, decision, request.old_object, request.object, self._key)
+            patch = stamp_patch(facts, decision, request, self._key)
         return Judged(facts=facts, decision=decision, patch=patch)
 
     def _parent(self, webhook: Webhook, request: AdmissionRequest) -> Object | None:
@@ -186,7 +186,7 @@ class AdmissionReviewer:
     def _answer(self, webhook: Webhook, request: AdmissionRequest, judged: Judged) -> Answer:
         facts, decision = judged.facts, judged.decision
         if webhook is Webhook.MUTATE:
-            warnings = warnings_of(facts, decision, None) if decision.reason is Reason.NOT_MANAGED else ()
+            warnings = warnings_of(facts, decision) if decision.reason is Reason.NOT_MANAGED else ()
             response = AdmissionResponse(uid=request.uid, allowed=True, patch=judged.patch, warnings=warnings)
             return Answer(response.encode())
         record = record_of(request, facts, decision, id_=self._new_id(), now=self._now(), cluster=self._cluster_name)
@@ -196,7 +196,7 @@ class AdmissionReviewer:
             allowed=decision.verdict is not Verdict.DENY,
             message=message_of(facts, decision, record_id) if decision.verdict is Verdict.DENY else "",
             reason="Forbidden",
-            warnings=warnings_of(facts, decision, facts.stamp or stamp_of(facts)),
+            warnings=warnings_of(facts, decision),
             audit_annotations=_audit_annotations(facts, decision, record_id),
         )
         return Answer(response.encode(), recorded)
@@ -276,16 +276,19 @@ def record_of(
     request: AdmissionRequest, facts: Facts, decision: Decision, *, id_: str, now: datetime, cluster: str = ""
 ) -> Record:
     """Return the record of one decision."""
-    granted = decision.verdict is Verdict.BREAK_GLASS
-    stamp = facts.stamp or stamp_of(facts) if granted else facts.window
+    granted = facts.grant if decision.verdict is Verdict.BREAK_GLASS else facts.window
+    stamp = facts.stamp if decision.verdict is Verdict.BREAK_GLASS else None
+    before = facts.window.write if facts.window else ""
     return msgspec.structs.replace(
         _base_record(request, facts.ref, id_=id_, now=now, cluster=cluster),
         managed_by=print_managed(facts.managed),
         verdict=decision.verdict,
         reason=decision.reason,
         drift=print_drift(decision.drift, facts.ref),
-        window=stamp.id if stamp else "",
-        until=print_time(stamp.until) if stamp else "",
+        window=granted.id if granted else "",
+        write=stamp.write if stamp and stamp.write != before else "",
+        after_write=before,
+        until=print_time((stamp or granted).until) if granted else "",
         ask=plain(facts.ask.reason, 1000) if facts.ask else "",
         detail=plain(facts.refusal, 500),
     )

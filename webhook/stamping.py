@@ -5,15 +5,19 @@ error, a patch on Scale is lost. Taking the ask away, and only that, ends a wind
 together (`kubectl replace`, a reconciler's PUT) meant neither, and gets both back.
 """
 
+from dataclasses import replace
+
 from webhook.actors import Actor
-from webhook.admission import Object, PatchOperation, annotations, metadata_patch
+from webhook.admission import AdmissionRequest, Object, PatchOperation, annotations, metadata_patch
 from webhook.break_glass import (
     ACTIVE,
     ASKS,
     LABEL,
     STAMPS,
+    Grant,
     Stamp,
     grow,
+    next_write,
     open_stamp,
     stamp_annotations,
 )
@@ -24,29 +28,27 @@ from webhook.fields import print_path
 REPLICAS = ".spec.replicas"
 
 
-def stamp_of(facts: Facts) -> Stamp | None:
-    """Return the stamp that a granted write leaves; None without a grant.
+def stamp_of(facts: Facts, grant: Grant, user: str, key: bytes) -> Stamp:
+    """Return the stamp that a granted write of `user` leaves.
 
     An object that can be scaled always lists its replicas: a scale can't be stamped when it comes.
     """
-    if facts.grant is None:
-        return None
-    fields = [print_path(change.path) for change in held_changes(facts.drift)]
-    fields += [REPLICAS] if facts.scalable else []
+    changed = held_changes(facts.drift)
+    fields = [print_path(change.path) for change in changed] + ([REPLICAS] if facts.scalable else [])
     if facts.window is not None:
-        return grow(facts.window, fields, facts.grant.until)
-    return open_stamp(id_=facts.grant.id, by=facts.grant.by, until=facts.grant.until, fields=fields)
+        stamp = grow(facts.window, fields, grant.until)
+    else:
+        stamp = open_stamp(id_=grant.id, by=grant.by, until=grant.until, fields=fields)
+    return replace(stamp, write=next_write(stamp, user, changed, key)) if changed else stamp
 
 
-def stamp_patch(
-    facts: Facts, decision: Decision, old: Object | None, new: Object | None, key: bytes
-) -> list[PatchOperation]:
+def stamp_patch(facts: Facts, decision: Decision, request: AdmissionRequest, key: bytes) -> list[PatchOperation]:
     """Return the JSON Patch for a write to an object (not to its scale); empty where there is nothing to write."""
+    old, new = request.old_object, request.object
     if new is None:
         return []
-    if decision.verdict is Verdict.BREAK_GLASS:
-        stamp = stamp_of(facts)
-        wanted = stamp_annotations(stamp, facts.ref, key) if stamp else {}
+    if decision.verdict is Verdict.BREAK_GLASS and facts.grant is not None:
+        wanted = stamp_annotations(stamp_of(facts, facts.grant, request.user.username, key), facts.ref, key)
     elif facts.actor is Actor.RECONCILER and facts.window is not None:
         wanted = {name: annotations(old)[name] for name in STAMPS}
     else:

@@ -58,7 +58,8 @@ _SCHEMA = (
     " why TEXT NOT NULL, until TEXT NOT NULL, state TEXT NOT NULL, since TEXT NOT NULL, issue TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS windows_by_state ON windows (state)",
     "CREATE TABLE IF NOT EXISTS window_changes"
-    " (record TEXT PRIMARY KEY, window TEXT NOT NULL, settled INTEGER NOT NULL)",
+    " (record TEXT PRIMARY KEY, window TEXT NOT NULL, settled INTEGER NOT NULL,"
+    " write_ TEXT NOT NULL, after TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS window_changes_open ON window_changes (window, settled)",
     "CREATE TABLE IF NOT EXISTS window_cursor (one INTEGER PRIMARY KEY CHECK (one = 1), sequence INTEGER NOT NULL)",
     "INSERT OR IGNORE INTO window_cursor VALUES (1, 0)",
@@ -111,6 +112,19 @@ class Windows:
             ).fetchall()
         return list(_readable(line for (line,) in rows))
 
+    def stored_writes(self, window: str, last: str) -> frozenset[str]:
+        """Return the names of all writes that were stored in a window, of which `last` is the last one."""
+        with self._ledger.transaction() as connection:
+            rows = connection.execute(
+                "SELECT write_, after FROM window_changes WHERE window = ? AND write_ <> ''", (window,)
+            ).fetchall()
+        before: dict[str, str] = dict(rows)
+        stored: set[str] = set()
+        while last and last not in stored:
+            stored.add(last)
+            last = before.get(last, "")
+        return frozenset(stored)
+
     def settle(self, records: Sequence[Record]) -> None:
         """Note that these records are told, or given up."""
         with self._ledger.transaction() as connection:
@@ -153,7 +167,10 @@ def _note(connection: sqlite3.Connection, record: Record, now: str) -> None:
     connection.execute(
         "UPDATE windows SET why = ? WHERE id = ? AND why = '' AND ? <> ''", (record.ask, record.window, record.ask)
     )
-    connection.execute("INSERT OR IGNORE INTO window_changes VALUES (?, ?, 0)", (record.id, record.window))
+    connection.execute(
+        "INSERT OR IGNORE INTO window_changes VALUES (?, ?, 0, ?, ?)",
+        (record.id, record.window, record.write, record.after_write),
+    )
     # A window that was given up or closed is looked at again when something granted in it turns up later.
     connection.execute(
         "UPDATE windows SET state = 'pending', since = ? WHERE id = ? AND state IN ('void', 'closed')",

@@ -56,8 +56,8 @@ def running(place, app):
 
 @pytest.mark.parametrize(
     "command",
-    ["apply -f -", "apply --server-side -f -", "apply --server-side --force-conflicts -f -", "replace -f -"],
-    ids=["apply", "server-side", "forced", "replace"],
+    ["apply -f -", "apply --server-side -f -", "apply --server-side --force-conflicts -f -"],
+    ids=["apply", "server-side", "forced"],
 )
 @pytest.mark.parametrize("kind", ["Deployment", "ConfigMap"])
 def test_the_same_manifest_passes(place, request, kind, command):
@@ -76,6 +76,23 @@ def test_the_same_manifest_passes(place, request, kind, command):
     assert again, again.stderr
     after = place.look(f"{kind}/{name}")
     assert [after.get(key) for key in ("spec", "data")] == [before.get(key) for key in ("spec", "data")]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "ConfigMap"])
+def test_the_same_manifest_replaces(place, kind):
+    """`kubectl replace` with what Git says passes where nothing else is lost: the tool's last-applied annotation is."""
+    manifest = deployment("replaced", replicas=1) if kind == "Deployment" else config_map("replaced")
+    place.deployed(manifest)
+    if kind == "Deployment" and not place.stage.cluster.binaries.missing:
+        assert place.admin("rollout status deployment/replaced --timeout=60s")
+
+    said = place.alice("replace -f -", place.manifest(manifest))
+
+    if "--server-side" in place.applied.flags:
+        assert said, said.stderr
+    else:
+        path = '.metadata.annotations["kubectl.kubernetes.io/last-applied-configuration"]'
+        assert f"  {path}: (hidden) -> (absent)" in said.denial
 
 
 def test_the_reconciler_writes_as_it_likes(place):
