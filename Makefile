@@ -1,6 +1,6 @@
 # driftgate: what a developer does. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test e2e control-plane bench lock format clean
+.PHONY: help install demo check test e2e control-plane gitops-tools e2e-gitops bench lock format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,7 +35,13 @@ control-plane: ## build etcd, kube-apiserver and friends into the user's cache (
 	@$(PYTHON) tests/control_plane/build.py
 
 e2e: $(STAMP) ## tests against a real control plane
-	$(BIN)/pytest -q -m e2e tests/e2e
+	$(BIN)/pytest -q -m "e2e and not gitops" tests/e2e
+
+gitops-tools: ## build the real Argo CD and Flux into the user's cache (about ten minutes, once)
+	@$(PYTHON) tests/control_plane/build.py gitops-tools
+
+e2e-gitops: $(STAMP) ## tests with the real Argo CD and Flux behind the gate
+	$(BIN)/pytest -q -m gitops tests/e2e
 
 bench: $(STAMP) ## CPU a decision, latency and throughput over TLS, memory, beside the floor
 	$(BIN)/python -m tests.bench

@@ -48,7 +48,9 @@ SECONDS = st.integers(100_000, 4_000_000_000)
 ULIDS = SECONDS.map(lambda seconds: new_ulid(now=lambda: seconds))
 TIMES = SECONDS.map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 REFS = st.builds(ObjectRef, group=TEXTS, kind=TEXTS, namespace=TEXTS, name=TEXTS)
-STAMP_VALUES = st.builds(Stamp, id=ULIDS, by=TEXTS, until=TIMES, fields=st.lists(TEXTS, max_size=4).map(tuple))
+STAMP_VALUES = st.builds(
+    Stamp, id=ULIDS, by=TEXTS, until=TIMES, fields=st.lists(TEXTS, max_size=4).map(tuple), write=TEXTS
+)
 
 
 def annotated(found):
@@ -78,7 +80,7 @@ def test_a_seal_fits_nothing_else(stamp, other, ref, other_ref, key, other_key):
     assert seal_of(stamp, ref, other_key) != seal
     if other_ref != ref:
         assert seal_of(stamp, other_ref, key) != seal
-    for part in ("id", "by", "until", "fields"):
+    for part in ("id", "by", "until", "fields", "write"):
         changed = replace(stamp, **{part: getattr(other, part)})
         assert (seal_of(changed, ref, key) == seal) == (changed == stamp)
 

@@ -191,7 +191,7 @@ def test_a_failure_is_a_sentence(api, connect, question, answer, says):
     with pytest.raises(ClusterUnavailable) as raised:
         ask(connect(0.2 if answer[0] == "hang" else 10))
 
-    assert str(raised.value).startswith("the API server ")
+    assert str(raised.value).startswith("the API server")
     assert says in str(raised.value)
     assert "t0ken" not in str(raised.value)
     assert not [path for _, path, _, _ in api.asked if path == "/elsewhere"]

@@ -178,6 +178,8 @@ def test_a_scale_back_to_what_git_says_converges():
     """Undoing drift by hand is no drift: the last-applied annotation says what Git wants."""
     parent = recordings.argocd_deployment()
     parent["spec"]["replicas"] = 9
+    for entry in parent["metadata"]["managedFields"]:
+        entry["fieldsV1"].get("f:spec", {}).pop("f:replicas", None)  # whoever scales becomes the owner
     back = recordings.changed(
         "kubectl-scale.csa.validate",
         object={"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {"replicas": 3}},

@@ -42,7 +42,6 @@ from webhook.messages import (
     plain,
     print_drift,
     print_value,
-    warnings_of,
 )
 from webhook.policy import Policy
 from webhook.record import as_json
@@ -420,10 +419,7 @@ def test_a_warning_tells_when_the_window_ends():
 
 def test_no_warning_is_given_for_a_write_that_is_refused():
     """The denial says it all."""
-    request = request_of("UPDATE", old=deployment(), new=edited(deployment()))
-    facts = facts_of(request, Policy(), webhook=Webhook.VALIDATE, key=KEY, now=NOON)
-
-    assert warnings_of(facts, decide(facts, Policy()), None) == []
+    assert ApiServer(deployment()).update(edited(deployment())).warnings == []
 
 
 def test_who_has_no_right_learns_which_rule_would_give_it():

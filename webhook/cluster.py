@@ -50,8 +50,8 @@ class Cluster:
             },
         }
         answer = self.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=review)
-        status = (answer or {}).get("status") or {}
-        return status.get("allowed") is True
+        status = (answer or {}).get("status")
+        return isinstance(status, dict) and status.get("allowed") is True and not status.get("denied")
 
     def json_patch(
         self, resource: GroupVersionResource, namespace: str, name: str, patch: Sequence[Mapping[str, Any]]
@@ -72,12 +72,15 @@ class Cluster:
                 found = self.call("GET", f"{path_of(resource, '')}?{urlencode({'labelSelector': selector})}")
             except ClusterUnavailable:
                 continue  # an aggregated API that is down, or a kind we may not list, must not stop the others
+            kind = str((found or {}).get("kind") or "").removesuffix("List")
+            version = (found or {}).get("apiVersion")
             for item in (found or {}).get("items") or []:
-                yield resource, item
+                yield resource, {"apiVersion": version, "kind": kind, **item}  # items of a list go without
 
     def _listable(self) -> Iterator[GroupVersionResource]:
         groups = (self.call("GET", "/apis") or {}).get("groups") or []
-        versions = [("", "v1"), *((g["name"], g["preferredVersion"]["version"]) for g in groups)]
+        named = [(g.get("name"), (g.get("preferredVersion") or {}).get("version")) for g in groups]
+        versions = [("", "v1"), *((group, version) for group, version in named if group and version)]
         for group, version in versions:
             path = f"/apis/{group}/{version}" if group else f"/api/{version}"
             try:
@@ -85,8 +88,9 @@ class Cluster:
             except ClusterUnavailable:
                 continue
             for found in resources:
-                if "/" not in found["name"] and {"list", "patch"} <= set(found.get("verbs") or ()):
-                    yield GroupVersionResource(group=group, version=version, resource=found["name"])
+                name = found.get("name")
+                if name and "/" not in name and {"list", "patch"} <= set(found.get("verbs") or ()):
+                    yield GroupVersionResource(group=group, version=version, resource=name)
 
     def call(
         self,
@@ -102,23 +106,25 @@ class Cluster:
         try:
             client = self._connected()
             headers.update(_credentials(client))
-            response = client.rest_client.pool_manager.request(
-                method,
-                client.configuration.host + path,
-                headers=headers,
-                body=None if body is None else json.dumps(body).encode(),
-                timeout=self._timeout,
-                retries=1,
-            )
+            content = None if body is None else json.dumps(body).encode()
+            url = client.configuration.host + path
+            response = _send(client, method, url, headers=headers, body=content, timeout=self._timeout, retries=False)
         except ClusterUnavailable:
             raise
         except Exception as error:
             raise ClusterUnavailable(f"the API server did not answer ({type(error).__name__})") from error
         if response.status == 404 and missing_is_none:
             return None
-        if response.status >= 400:
+        if response.status >= 300:
             raise ClusterUnavailable(f"the API server refused {method} {path.partition('?')[0]}: {response.status}")
-        decoded: Object = json.loads(response.data)
+        try:
+            decoded = json.loads(response.data)
+        except (ValueError, RecursionError):
+            decoded = None
+        if not isinstance(decoded, dict):
+            raise ClusterUnavailable(
+                f"the API server answered {method} {path.partition('?')[0]} with what is no object"
+            )
         return decoded
 
     def _connected(self) -> Any:
@@ -126,6 +132,17 @@ class Cluster:
             if self._client is None:
                 self._client = _connect(self._kubeconfig)
             return self._client
+
+
+def _send(client: Any, method: str, url: str, **options: Any) -> Any:
+    """Send a request; once more if the kept connection had been closed meanwhile, for then nobody read it."""
+    from urllib3.exceptions import ProtocolError  # noqa: PLC0415 -- comes with the client
+
+    pool = client.rest_client.pool_manager
+    try:
+        return pool.request(method, url, **options)
+    except ProtocolError:
+        return pool.request(method, url, **options)
 
 
 def _credentials(client: Any) -> dict[str, str]:
@@ -141,14 +158,22 @@ def _connect(kubeconfig: Path | None) -> Any:
 
     settings = Configuration()
     try:
-        if kubeconfig is not None:
-            config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
-        else:
-            config.load_config(client_configuration=settings)
+        _load(config, kubeconfig, settings)
     except config.ConfigException as error:
         raise ClusterUnavailable(f"there is no way to reach the cluster: {error}") from None
     settings.retries = False
     return ApiClient(settings)
+
+
+def _load(config: Any, kubeconfig: Path | None, settings: Any) -> None:
+    """Take the kubeconfig that is named, else a pod's service account, else kubectl's own."""
+    if kubeconfig is not None:
+        config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
+        return
+    try:
+        config.load_incluster_config(client_configuration=settings)
+    except config.ConfigException:
+        config.load_kube_config(client_configuration=settings)
 
 
 def path_of(resource: GroupVersionResource, namespace: str) -> str:

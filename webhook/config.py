@@ -164,7 +164,7 @@ def parse(text: str, *, source: str = "configuration") -> Config:
     """Return the configuration that the YAML `text` holds; `source` names it in errors. Raises ConfigError."""
     try:
         settings = yaml.load(text, _Loader)  # noqa: S506 -- a safe loader, below
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None
     if settings is None:
         return Config()
@@ -184,8 +184,18 @@ def _checked(config: Config, source: str) -> Config:
         raise ConfigError(f"{source}: break_glass.reason_pattern is no regular expression: {error}") from None
     if settings.window > settings.longest_window:
         raise ConfigError(f"{source}: break_glass.window is longer than break_glass.longest_window")
-    if min(settings.window, config.cluster_timeout) <= timedelta(0):
-        raise ConfigError(f"{source}: break_glass.window and cluster_timeout must be longer than 0s")
+    if min(settings.window, config.cluster_timeout, config.server.body_timeout) <= timedelta(0):
+        raise ConfigError(f"{source}: break_glass.window, cluster_timeout and body_timeout must be longer than 0s")
+    if not 0 <= config.server.port < 65536:
+        raise ConfigError(f"{source}: server.port must be from 0 (any free one) to 65535")
+    if min(config.server.workers, config.server.max_connections) < 1:
+        raise ConfigError(f"{source}: server.workers and server.max_connections must be at least 1")
+    if wrong := [path for path in config.tolerated if not path.startswith((".", "["))]:
+        raise ConfigError(
+            f"{source}: tolerated: {wrong[0]!r} is no path; write it as a denial prints it: .spec.replicas"
+        )
+    if any(name in {"", "group:"} for name in config.exempt):
+        raise ConfigError(f"{source}: exempt: a name is empty")
     return config
 
 
@@ -200,6 +210,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: a key is a word")
             if key.value in keys:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} stands here twice")
             keys.add(key.value)

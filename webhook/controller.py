@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from webhook.admission import GroupVersionResource, Object, annotations, labels, metadata
 from webhook.break_glass import (
     ACTIVE,
@@ -32,7 +34,7 @@ from webhook.issue_text import body_of, changes_nothing, closing_of, comment_of,
 from webhook.issues import Issue, Tracker
 from webhook.logs import log, told
 from webhook.messages import plain, print_value
-from webhook.record import Record, new_ulid, print_millis
+from webhook.record import Drift, Record, new_ulid, print_millis
 from webhook.windows import State, Transactions, Window, Windows
 
 _GIVEN_UP = timedelta(seconds=60)
@@ -136,10 +138,13 @@ class Controller:
             self._close(window, live, "its time was up" if ASK in annotations(live) else "the ask was removed")
         else:
             self._give_up([record for record in records if record not in stored])
+            if not records:
+                self._tell_of_lost_records(window, stamp)
 
     def _opened(self, window: Window, stamp: Stamp) -> None:
-        self._windows.put(window.id, state=State.OPEN, until=print_time(stamp.until))
-        self._record(window, "window.opened", f"until {print_time(stamp.until)}: {window.why}")
+        with self._ledger.transaction():
+            self._windows.put(window.id, state=State.OPEN, until=print_time(stamp.until))
+            self._record(window, "window.opened", f"until {print_time(stamp.until)}: {window.why}")
 
     def _tell(self, window: Window, stamp: Stamp, stored: Sequence[Record]) -> None:
         """File the issue with the first change, and comment on each further one."""
@@ -149,28 +154,44 @@ class Controller:
             assert self._tracker is not None  # noqa: S101 -- the loop above is empty without one
             if issue:
                 self._tracker.comment(window.id, comment_of(record), key=record.id)
-            else:
-                body = body_of(record, by=stamp.by, why=window.why, until=print_time(stamp.until))
-                filed = self._tracker.file(
-                    Issue(marker=window.id, title=title_of(record), body=body, labels=("drift",))
-                )
-                issue = filed.url
+                self._windows.settle([record])
+                continue
+            body = body_of(record, by=stamp.by, why=window.why, until=print_time(stamp.until))
+            issue = self._tracker.file(
+                Issue(marker=window.id, title=title_of(record), body=body, labels=("drift",))
+            ).url
+            with self._ledger.transaction():
                 self._windows.put(window.id, state=State.OPEN, issue=issue, until=print_time(stamp.until))
                 self._record(window, "issue.filed", issue)
-            self._windows.settle([record])
+                self._windows.settle([record])
         self._windows.settle([record for record in stored if record not in changed or self._tracker is None])
+
+    def _tell_of_lost_records(self, window: Window, stamp: Stamp) -> None:
+        """File an issue from the stamp alone, where a change was stored and no record of it has come for long."""
+        is_old = self._now() - parse_time(window.since) >= _GIVEN_UP
+        if not (is_old and stamp.write and not window.issue and self._tracker):
+            return
+        about = msgspec.structs.replace(
+            self._record_of(window, "review", ""),
+            id=window.id,
+            user=stamp.by,
+            operation="UPDATE",
+            drift=tuple(Drift(field, "(not recorded)", "(see the object)") for field in stamp.fields),
+        )
+        self._tell(window, stamp, [about])
 
     def _without_stamp(self, window: Window, live: Object | None) -> None:
         """Look after a window whose object carries no stamp of it: deleted, given back, or never stored."""
         records = self._windows.unsettled(window.id)
         is_gone = live is None or "deletionTimestamp" in metadata(live)
-        deleted = [record for record in records if record.operation == "DELETE" and is_gone]
-        if deleted:
+        deleted = [record for record in records if record.operation == "DELETE"]
+        if deleted:  # and perhaps created again by the GitOps tool since
             last = Stamp(id=window.id, by=window.by, until=parse_time(window.until), fields=(EVERYTHING,))
             writes = self._windows.stored_writes(window.id, deleted[-1].after_write)
-            self._tell(window, last, _stored(records, live, writes))
-        if deleted or window.state is State.OPEN:
-            self._ended(window, "the object was deleted" if is_gone else "its stamp is gone")
+            self._tell(window, last, _stored(records, None, writes))
+        if deleted or window.state in {State.OPEN, State.CLOSING}:
+            gone = "the object was deleted" if is_gone or deleted else "its stamp is gone"
+            self._ended(window, window.outcome or gone)
         elif not any(self._is_young(record) for record in records):
             self._give_up(records, at_once=True)
             self._windows.put(window.id, state=State.VOID)
@@ -183,7 +204,7 @@ class Controller:
         for record in records:
             if at_once or not self._is_young(record):
                 log("change.not_stored", record=record.id, window=record.window)
-                self._windows.settle([record])
+                self._windows.settle([record], given_up=True)
 
     def _close(self, window: Window, live: Object, outcome: str) -> None:
         """Take ask, stamp and label away, only our own and only if they are still what we looked at."""
@@ -194,14 +215,16 @@ class Controller:
             patch.append({"op": "remove", "path": pointer})
         if LABEL in labels(live):
             patch.append({"op": "remove", "path": f"/metadata/labels/{LABEL.replace('/', '~1')}"})
+        self._windows.put(window.id, state=State.CLOSING, outcome=outcome)
         self._cluster.json_patch(window.resource, window.ref.namespace, window.ref.name, patch)
         self._ended(window, outcome)
 
     def _ended(self, window: Window, outcome: str) -> None:
         if self._tracker is not None and self._tracker.find(window.id) is not None:
             self._tracker.comment(window.id, closing_of(outcome), key=f"{window.id}-closed")
-        self._windows.put(window.id, state=State.CLOSED)
-        self._record(window, "window.closed", outcome)
+        with self._ledger.transaction():
+            self._windows.put(window.id, state=State.CLOSED)
+            self._record(window, "window.closed", outcome)
 
     def _search(self) -> None:
         """Find stamps in the cluster that no record tells of: those of an outbox that was lost."""
@@ -224,33 +247,31 @@ class Controller:
                         until=print_time(stamp.until),
                         state=State.PENDING,
                         since=print_time(now),
-                        issue="",
                     )
                 )
         self._searched = now
 
     def _record(self, window: Window, event: str, detail: str) -> None:
         log(event, window=window.id, kind=window.ref.kind, namespace=window.ref.namespace, name=window.ref.name)
-        self._ledger.append(
-            [
-                Record(
-                    id=self._new_id(),
-                    time=print_millis(self._now()),
-                    event=event,
-                    cluster=self._cluster_name,
-                    user=window.by,
-                    group=window.ref.group,
-                    version=window.resource.version,
-                    resource=window.resource.resource,
-                    kind=window.ref.kind,
-                    namespace=window.ref.namespace,
-                    name=window.ref.name,
-                    window=window.id,
-                    until=window.until,
-                    ask=window.why,
-                    detail=plain(detail, 500),
-                )
-            ]
+        self._ledger.append([self._record_of(window, event, detail)])
+
+    def _record_of(self, window: Window, event: str, detail: str) -> Record:
+        return Record(
+            id=self._new_id(),
+            time=print_millis(self._now()),
+            event=event,
+            cluster=self._cluster_name,
+            user=window.by,
+            group=window.ref.group,
+            version=window.resource.version,
+            resource=window.resource.resource,
+            kind=window.ref.kind,
+            namespace=window.ref.namespace,
+            name=window.ref.name,
+            window=window.id,
+            until=window.until,
+            ask=window.why,
+            detail=plain(detail, 500),
         )
 
 

@@ -192,17 +192,25 @@ def takes_declared_value(change: Change, manifest: Object) -> bool:
     return bool(value_at(manifest, change.path) == change.after)
 
 
+_MOST_UNDONE = 200
+"""Changes in one write that are looked up one by one; more at once are no undo by hand."""
+
+
 def converges(drift: Sequence[Change], obj: Object, declared: Declared | None, marks: Set[Path]) -> bool:
     """Tell whether all of `drift` makes `obj` (as it was) what Git says it is.
 
-    What is taken away must be nothing that Git states anywhere: a last-applied annotation that says less than the
-    tool's own entries is no leave to remove the rest. Marks, and last-applied itself, never go as an undo.
+    What the tool's own entries still hold has Git's value already: whoever changes a value takes its ownership. So a
+    change of that is none that undoes something, whatever a last-applied annotation says that somebody noted once.
+    Nor does it undo anything to take away what the manifest states, a mark, or last-applied itself.
     """
     manifest = declared.manifest if declared else None
     if declared is None or manifest is None or manifest.get("apiVersion") != obj.get("apiVersion"):
         return False
-    return all(
-        takes_declared_value(change, manifest)
-        and (change.after is not ABSENT or not (declared.states(change) or change.path in {*marks, LAST_APPLIED_PATH}))
-        for change in drift
-    )
+    return len(drift) <= _MOST_UNDONE and all(_undoes(change, declared, manifest, marks) for change in drift)
+
+
+def _undoes(change: Change, declared: Declared, manifest: Object, marks: Set[Path]) -> bool:
+    if any(covers(fields, change) for fields in declared.fields) or not takes_declared_value(change, manifest):
+        return False
+    is_ours = change.path in marks or change.path == LAST_APPLIED_PATH
+    return change.after is not ABSENT or (bool(declared.fields) and not is_ours)

@@ -68,7 +68,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     marks_changed: bool = False
     declared_known: bool = True
     converging: bool = False
-    all_managed: tuple[ManagedBy, ...] = ()  # the marks of both objects; `managed` are those that count
     unnamed: bool = False  # created under a generated name, which /mutate does not know yet
     window: Stamp | None = None  # live, on the old object
     why: str = ""  # the ask on the old object: why the window is open
@@ -125,7 +124,7 @@ def facts_of(
     managed = before or after
     actor = actor_of(request.user, managed, policy)
     scales = request.sub_resource == "scale"
-    blank = replace(blank, ref=ref, actor=actor, managed=managed, all_managed=(*before, *after), scales=scales)
+    blank = replace(blank, ref=ref, actor=actor, managed=managed, scales=scales)
     if managed:
         return _facts_of_managed(blank, old, new, policy, key=key, now=now)
     is_namespace = (kind.group, kind.kind) == ("", "Namespace") and new is not None
@@ -240,7 +239,7 @@ def _held(window: Stamp | None, changed: Sequence[Change], new: Object | None) -
 def _facts_of_drift(facts: Facts, old: Object | None, new: Object | None, policy: Policy, key: bytes) -> Facts:
     """Add what matters only for writers who may not do everything: people and controllers."""
     declared = declared_by(old, facts.managed)
-    marks = {path for m in facts.all_managed for path in m.tool.marks}
+    marks = {path for tool in policy.tools for path in tool.marks}
     stamp = read_stamp(new, facts.ref, key)
     is_update = old is not None and new is not None
     facts = replace(

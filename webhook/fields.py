@@ -191,9 +191,9 @@ def covers(fields: FieldsV1, change: Change) -> bool:
 
 def leaves(fields: FieldsV1, at: Path = ()) -> Iterator[Path]:
     """Yield the paths that a field set names, each where FieldsV1 has an empty set or a `.`."""
-    if (not fields and at) or "." in fields:
+    if (not fields and at) or "." in fields or len(at) > MAX_DEPTH:
         yield at
-    for element, child in fields.items():
+    for element, child in fields.items() if len(at) <= MAX_DEPTH else ():
         if element != ".":
             if not isinstance(child, dict) or element[:2] not in {"f:", "k:", "v:", "i:"}:
                 raise UndecodableFields(f"managedFields can't be read at {element[:80]!r}")
@@ -206,7 +206,7 @@ def present(fields: FieldsV1, obj: Any, at: Path = ()) -> Iterator[Path]:
         return
     if (not fields and at) or "." in fields:
         yield at
-    items: dict[tuple[str, ...], dict[str, Any]] = {}
+    items: dict[tuple[str, ...], dict[str, Any] | None] = {}
     for element, child in fields.items():
         if element == ".":
             continue
@@ -219,8 +219,12 @@ def present(fields: FieldsV1, obj: Any, at: Path = ()) -> Iterator[Path]:
         else:
             naming = () if element[:2] == "v:" else _merge_keys(element)
             if naming not in items:
-                items[naming] = _by_element(obj, naming) or {}
-            inside = items[naming].get(element, ABSENT)
+                items[naming] = _by_element(obj, naming)
+            named = items[naming]
+            if named is None:  # items that can't be told apart: what is owned in the list counts as there
+                yield from leaves(child, (*at, element))
+                continue
+            inside = named.get(element, ABSENT)
         yield from present(child, inside, (*at, element))
 
 

@@ -181,7 +181,7 @@ def _scale(policy: Policy, endpoint: Endpoint) -> Manifest:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _list(values: Iterable[str]) -> str:

@@ -24,6 +24,8 @@ class State(StrEnum):
     PENDING = "pending"
     """A review granted it; its stamp has not been seen stored."""
     OPEN = "open"
+    CLOSING = "closing"
+    """Its stamp is being taken away; `outcome` says why."""
     CLOSED = "closed"
     VOID = "void"
     """It never took effect: something after us refused the write."""
@@ -41,7 +43,8 @@ class Window:
     until: str
     state: State
     since: str
-    issue: str
+    issue: str = ""
+    outcome: str = ""
 
 
 class Transactions(Protocol):
@@ -55,7 +58,8 @@ class Transactions(Protocol):
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS windows (id TEXT PRIMARY KEY, group_ TEXT NOT NULL, version TEXT NOT NULL,"
     " resource TEXT NOT NULL, kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL, by_ TEXT NOT NULL,"
-    " why TEXT NOT NULL, until TEXT NOT NULL, state TEXT NOT NULL, since TEXT NOT NULL, issue TEXT NOT NULL)",
+    " why TEXT NOT NULL, until TEXT NOT NULL, state TEXT NOT NULL, since TEXT NOT NULL, issue TEXT NOT NULL,"
+    " outcome TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS windows_by_state ON windows (state)",
     "CREATE TABLE IF NOT EXISTS window_changes"
     " (record TEXT PRIMARY KEY, window TEXT NOT NULL, settled INTEGER NOT NULL,"
@@ -64,7 +68,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS window_cursor (one INTEGER PRIMARY KEY CHECK (one = 1), sequence INTEGER NOT NULL)",
     "INSERT OR IGNORE INTO window_cursor VALUES (1, 0)",
 )
-_COLUMNS = "id, group_, version, resource, kind, namespace, name, by_, why, until, state, since, issue"
+_COLUMNS = "id, group_, version, resource, kind, namespace, name, by_, why, until, state, since, issue, outcome"
 
 
 class Windows:
@@ -93,12 +97,15 @@ class Windows:
         """Note a window that was found on an object, whose records are lost or not here yet."""
         with self._ledger.transaction() as connection:
             _insert(connection, window)
+            given_up = (window.id,)
+            connection.execute("UPDATE window_changes SET settled = 0 WHERE window = ? AND settled = 2", given_up)
+            connection.execute("UPDATE windows SET state = 'pending' WHERE id = ? AND state = 'void'", given_up)
 
     def unfinished(self) -> list[Window]:
         """Return the windows that are pending or open, oldest first."""
         with self._ledger.transaction() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM windows WHERE state IN ('pending', 'open') ORDER BY id"  # noqa: S608 -- our own names
+                f"SELECT {_COLUMNS} FROM windows WHERE state IN ('pending', 'open', 'closing') ORDER BY id"  # noqa: S608 -- our own names
             ).fetchall()
         return [_window(row) for row in rows]
 
@@ -125,20 +132,22 @@ class Windows:
             last = before.get(last, "")
         return frozenset(stored)
 
-    def settle(self, records: Sequence[Record]) -> None:
-        """Note that these records are told, or given up."""
+    def settle(self, records: Sequence[Record], *, given_up: bool = False) -> None:
+        """Note that these records are told, or given up until their window turns up again."""
         with self._ledger.transaction() as connection:
             connection.executemany(
-                "UPDATE window_changes SET settled = 1 WHERE record = ?", [(record.id,) for record in records]
+                "UPDATE window_changes SET settled = ? WHERE record = ?",
+                [(2 if given_up else 1, record.id) for record in records],
             )
 
-    def put(self, window: str, *, state: State, issue: str = "", until: str = "") -> None:
-        """Note where a window stands; an empty `issue` or `until` leaves what is known."""
+    def put(self, window: str, *, state: State, issue: str = "", until: str = "", outcome: str = "") -> None:
+        """Note where a window stands; what is empty leaves what is known."""
         with self._ledger.transaction() as connection:
             connection.execute(
                 "UPDATE windows SET state = ?, issue = CASE ? WHEN '' THEN issue ELSE ? END,"
-                " until = CASE ? WHEN '' THEN until ELSE ? END WHERE id = ?",
-                (state, issue, issue, until, until, window),
+                " until = CASE ? WHEN '' THEN until ELSE ? END, outcome = CASE ? WHEN '' THEN outcome ELSE ? END"
+                " WHERE id = ?",
+                (state, issue, issue, until, until, outcome, outcome, window),
             )
 
 
@@ -161,7 +170,6 @@ def _note(connection: sqlite3.Connection, record: Record, now: str) -> None:
             until=record.until,
             state=State.PENDING,
             since=now,
-            issue="",
         ),
     )
     connection.execute(
@@ -180,18 +188,19 @@ def _note(connection: sqlite3.Connection, record: Record, now: str) -> None:
 
 def _insert(connection: sqlite3.Connection, window: Window) -> None:
     connection.execute(
-        f"INSERT OR IGNORE INTO windows ({_COLUMNS}) VALUES ({', '.join('?' * 13)})",  # noqa: S608 -- our own names
+        f"INSERT OR IGNORE INTO windows ({_COLUMNS}) VALUES ({', '.join('?' * 14)})",  # noqa: S608 -- our own names
         (
             *(window.id, window.resource.group, window.resource.version, window.resource.resource),
             *(window.ref.kind, window.ref.namespace, window.ref.name),
             *(window.by, window.why, window.until, window.state, window.since, window.issue),
+            window.outcome,
         ),
     )
 
 
 def _window(row: Sequence[str]) -> Window:
     cells: Iterator[str] = iter(row)
-    id_, group, version, resource, kind, namespace, name, by, why, until, state, since, issue = cells
+    id_, group, version, resource, kind, namespace, name, by, why, until, state, since, issue, outcome = cells
     return Window(
         id=id_,
         resource=GroupVersionResource(group=group, version=version, resource=resource),
@@ -202,4 +211,5 @@ def _window(row: Sequence[str]) -> Window:
         state=State(state),
         since=since,
         issue=issue,
+        outcome=outcome,
     )

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sqlite3
+import subprocess
 import time
 from datetime import UTC, datetime
 
@@ -675,7 +676,8 @@ def test_no_value_of_a_secret_is_anywhere(place, stage):
     assert "  .data.password: (hidden) -> (hidden)" in held.denial
     stage.driftgate("audit", "verify")
     kept = [file.read_bytes() for file in stage.directory.rglob("*") if file.is_file()]
-    kept.append(git(stage, "cat-file", "--batch", "--batch-all-objects").encode())
+    blobs = ["git", "-C", str(stage.repository), "cat-file", "--batch", "--batch-all-objects"]
+    kept.append(subprocess.run(blobs, capture_output=True, check=True).stdout)
     kept.append(stage.driftgate("audit", "list", "-o", "json", "--limit", "10000").encode())
     kept += ["\n".join((said.stdout, *said.denial)).encode() for said in (asked, patched, applied, refused, held)]
     kept.append(json.dumps(place.stamp(what)).encode())

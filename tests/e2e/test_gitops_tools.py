@@ -8,7 +8,7 @@ from tests.e2e.terminal import eventually
 from webhook.demo.control_plane import ControlPlane
 from webhook.demo.sample import config_map, deployment
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.gitops]
 
 
 @pytest.fixture(scope="module")

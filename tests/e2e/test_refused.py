@@ -55,7 +55,7 @@ class Typed:
 
     command: str
     drift: tuple[str, ...]
-    change: dict | None = None
+    change: dict[str, object] | None = None
     what: str = CHANGING
 
 

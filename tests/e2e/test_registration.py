@@ -34,7 +34,7 @@ def calls(stage):
     def total():
         metrics = stage.cluster.kubectl("get", "--raw", "/metrics", check=True).stdout
         found = re.findall(r"^apiserver_admission_webhook_request_total\{([^}]*)\} (\d+)", metrics, re.MULTILINE)
-        counts = {}
+        counts: dict[str, int] = {}
         for labels, count in found:
             name = re.search(r'name="(\w+)\.driftgate\.dev"', labels)
             if name:

@@ -35,7 +35,20 @@ if TYPE_CHECKING:
 _LEAST = 12  # columns that a user, an object or a change is not cut below
 _CELLS = (
     *("sequence", "id", "time", "event", "verdict", "reason", "count", "user", "groups", "operation", "group"),
-    *("version", "resource", "sub_resource", "kind", "namespace", "name", "managed_by", "drift", "window", "ask"),
+    *(
+        "version",
+        "resource",
+        "sub_resource",
+        "kind",
+        "namespace",
+        "name",
+        "managed_by",
+        "drift",
+        "window",
+        "write",
+        "after_write",
+        "ask",
+    ),
     *("until", "detail", "cluster", "uid", "hash"),
 )
 

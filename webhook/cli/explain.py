@@ -128,7 +128,7 @@ def _read_object(file: Path) -> Object:
 
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise click.ClickException(f"--parent {file} can't be read: {error}") from None
     if not isinstance(found, dict) or "kind" not in found:
         raise click.ClickException(f"--parent {file} holds no Kubernetes object")

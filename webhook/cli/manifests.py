@@ -49,6 +49,6 @@ def manifests(config_file: Path | None, ca_file: Path | None, service: str, url:
 def _service(text: str) -> tuple[str, str, int]:
     namespace, _, rest = text.partition("/")
     name, _, port = rest.partition(":")
-    if not (namespace and name and (not port or port.isdecimal())):
+    if not (namespace and name and (not port or (port.isdecimal() and 0 < int(port) < 65536))):
         raise click.BadParameter(f"{text!r} is not NAMESPACE/NAME or NAMESPACE/NAME:PORT", param_hint="--service")
     return namespace, name, int(port or 443)
