@@ -189,8 +189,7 @@ class AdmissionReviewer:
             warnings = warnings_of(facts, decision) if decision.reason is Reason.NOT_MANAGED else ()
             response = AdmissionResponse(uid=request.uid, allowed=True, patch=judged.patch, warnings=warnings)
             return Answer(response.encode())
-        record = record_of(request, facts, decision, id_=self._new_id(), now=self._now(), cluster=self._cluster_name)
-        record_id, recorded = self._keep(request, record) if _is_kept(decision) else ("", None)
+        record_id, recorded = self._keep(request, self._record(request, judged)) if _is_kept(decision) else ("", None)
         response = AdmissionResponse(
             uid=request.uid,
             allowed=decision.verdict is not Verdict.DENY,
@@ -200,6 +199,11 @@ class AdmissionReviewer:
             audit_annotations=_audit_annotations(facts, decision, record_id),
         )
         return Answer(response.encode(), recorded)
+
+    def _record(self, request: AdmissionRequest, judged: Judged) -> Record:
+        return record_of(
+            request, judged.facts, judged.decision, id_=self._new_id(), now=self._now(), cluster=self._cluster_name
+        )
 
     def _keep(self, request: AdmissionRequest, record: Record) -> tuple[str, Future[None] | None]:
         """Record, unless this is a dry run. The same review again is only counted, under the first one's id."""
