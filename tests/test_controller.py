@@ -345,6 +345,20 @@ class TestDeletion:
         assert world.told() == []
         assert len(unfinished(world)) == 1
 
+    def test_an_object_that_is_still_there_was_not_deleted_though_its_stamp_is_gone(self, world):
+        """A review may be forged, or refused after us: a record alone tells nothing."""
+        obj = open_window(world, replicas=5)
+        obj["metadata"]["creationTimestamp"] = "2026-11-01T00:00:00Z"
+        world.server.cluster.put(obj)
+        world.pass_()
+        world.server.delete(obj)
+        world.server.cluster.put(without(obj, ASK, *STAMPS, label=True))
+
+        world.pass_(times=2)
+
+        assert "**deleted**" not in "".join(world.told())
+        assert "the object was deleted" not in "".join(world.told())
+
     def test_a_terminating_object_was_deleted(self, world):
         """Finalizers may keep it for a while."""
         obj = open_window(world, replicas=5)
@@ -565,6 +579,30 @@ class TestSearch:
 
         assert ".spec.replicas" in world.issue().body
         assert "alice" in world.issue().body
+
+    def test_it_becomes_an_issue_even_if_its_time_is_up_when_it_is_found(self, world):
+        """The controller was away for longer than the window was open."""
+        open_window(world, replicas=5)
+        world.delivered = len(world.server.log.records)
+        world.now.forward(hours=2)
+
+        world.pass_(times=3)
+
+        assert ".spec.replicas" in world.issue().body
+        assert annotations(world.stored) == TRACKED
+
+    def test_a_stamp_that_came_back_is_looked_after_again(self, world):
+        """A backup may restore it after its window was closed: it must not stay for ever."""
+        obj = open_window(world, replicas=5)
+        world.pass_()
+        world.server.update(without(obj, ASK))
+        world.pass_()
+        world.server.cluster.put(obj)
+        world.now.forward(hours=2)
+
+        world.pass_(times=3)
+
+        assert annotations(world.stored) == TRACKED
 
     def test_a_record_that_comes_later_is_told(self, world):
         """The window is the same, and so is its issue."""

@@ -240,6 +240,15 @@ class TestNobodyGetsRoundLastApplied:
 
         assert decided(later, back)[0] is Verdict.DENY
 
+    def test_an_old_manifest_in_another_version_is_no_leave_to_roll_back(self):
+        """Who writes in another served version does not see the tool's entry: what is declared is not known then."""
+        later = applied(deployment(image="web:2"), {"apiVersion": "apps/v1beta2", "spec": {"replicas": 9}})
+        later["apiVersion"] = "apps/v1beta2"
+        back = copy.deepcopy(later)
+        back["spec"]["replicas"] = 9
+
+        assert decided(later, back)[0] is Verdict.DENY
+
     def test_without_an_entry_of_the_tool_nothing_is_removed_as_an_undo(self):
         """What is declared is not known field by field there."""
         old = applied(deployment(), {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 3}})
@@ -410,6 +419,21 @@ def test_a_long_undo_is_found_in_one_walk():
         old = copy.deepcopy(new)
         old["spec"]["l"] = [{**item, "v": 2} for item in items]
         return calls(lambda: decided(old, new))
+
+    assert cost(400) < 6 * cost(100)
+
+
+def test_a_program_s_long_change_is_compared_in_one_walk():
+    """What the manifest states is looked up for each change, and its lists are not read as often."""
+
+    def cost(count):
+        items = [{"name": f"n{n}", "v": 1} for n in range(count)]
+        old = applied(deployment(), {"apiVersion": "apps/v1", "spec": {"l": items}})
+        old["spec"]["l"] = items
+        new = copy.deepcopy(old)
+        new["spec"]["l"] = [{**item, "v": 2} for item in items]
+        assert decided(old, new, DEPLOYER)[1] is Reason.DRIFT
+        return calls(lambda: decided(old, new, DEPLOYER))
 
     assert cost(400) < 6 * cost(100)
 

@@ -135,10 +135,12 @@ class Controller:
         stored = _stored(records, live, self._windows.stored_writes(window.id, stamp.write))
         self._tell(window, stamp, stored)
         if live is not None and (ASK not in annotations(live) or self._now() >= stamp.until):
+            if not stored:  # the last chance to tell
+                self._tell_of_lost_records(window, stamp)
             self._close(window, live, "its time was up" if ASK in annotations(live) else "the ask was removed")
         else:
             self._give_up([record for record in records if record not in stored])
-            if not records:
+            if not records and self._now() - parse_time(window.since) >= _GIVEN_UP:
                 self._tell_of_lost_records(window, stamp)
 
     def _opened(self, window: Window, stamp: Stamp) -> None:
@@ -168,8 +170,7 @@ class Controller:
 
     def _tell_of_lost_records(self, window: Window, stamp: Stamp) -> None:
         """File an issue from the stamp alone, where a change was stored and no record of it has come for long."""
-        is_old = self._now() - parse_time(window.since) >= _GIVEN_UP
-        if not (is_old and stamp.write and not window.issue and self._tracker):
+        if not stamp.write or window.issue or self._tracker is None:
             return
         about = msgspec.structs.replace(
             self._record_of(window, "review", ""),
@@ -184,8 +185,8 @@ class Controller:
         """Look after a window whose object carries no stamp of it: deleted, given back, or never stored."""
         records = self._windows.unsettled(window.id)
         is_gone = live is None or "deletionTimestamp" in metadata(live)
-        deleted = [record for record in records if record.operation == "DELETE"]
-        if deleted:  # and perhaps created again by the GitOps tool since
+        deleted = [record for record in records if record.operation == "DELETE" and _is_deleted(record, live)]
+        if deleted:
             last = Stamp(id=window.id, by=window.by, until=parse_time(window.until), fields=(EVERYTHING,))
             writes = self._windows.stored_writes(window.id, deleted[-1].after_write)
             self._tell(window, last, _stored(records, None, writes))
@@ -294,3 +295,12 @@ def _stored(records: Sequence[Record], live: Object | None, writes: frozenset[st
         if seen:
             stored.append(record)
     return stored[::-1]
+
+
+def _is_deleted(record: Record, live: Object | None) -> bool:
+    """Tell whether the object is gone or going, or another one of its name was created since: GitOps is quick.
+
+    A record alone tells nothing: something after us may have refused the deletion, and a review may be forged.
+    """
+    created = str(metadata(live).get("creationTimestamp") or "")
+    return live is None or "deletionTimestamp" in metadata(live) or created >= f"{record.time[:19]}Z"

@@ -16,7 +16,7 @@ import msgspec
 
 from webhook.admission import Object, annotations, metadata
 from webhook.errors import UndecodableFields
-from webhook.fields import ABSENT, Change, FieldsV1, Path, covers, leaves, present, value_at
+from webhook.fields import ABSENT, Change, FieldsV1, Finder, Path, covers, leaves, present
 from webhook.managed import ManagedBy, annotation_path
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -47,12 +47,13 @@ class Declared:
 
     fields: Sequence[FieldsV1]
     manifest: Object | None
+    finder: Finder
 
     def states(self, change: Change) -> bool:
         """Tell whether Git states anything that `change` touches."""
         if any(covers(fields, change) for fields in self.fields):
             return True
-        return self.manifest is not None and value_at(self.manifest, change.path) is not ABSENT
+        return self.manifest is not None and self.finder.value_at(change.path) is not ABSENT
 
 
 def declared_by(obj: Object | None, managed: Sequence[ManagedBy]) -> Declared | None:
@@ -66,7 +67,9 @@ def declared_by(obj: Object | None, managed: Sequence[ManagedBy]) -> Declared | 
     manifest = last_applied(obj)
     if not fields and manifest is None:
         fields = [entry.fields for entry in entries if entry.is_folded]
-    return Declared(fields=fields, manifest=manifest) if fields or manifest is not None else None
+    if not fields and manifest is None:
+        return None
+    return Declared(fields=fields, manifest=manifest, finder=Finder(manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,18 +185,14 @@ def _without_empty(value: Any) -> Any:
 _NOT_IN_MANIFESTS = frozenset({"f:finalizers", "f:ownerReferences", "f:managedFields"})
 
 
-def takes_declared_value(change: Change, manifest: Object) -> bool:
+def takes_declared_value(change: Change, manifest: Finder) -> bool:
     """Tell whether `change` sets a field to exactly what Git's manifest says, also where that is nothing.
 
     Metadata that manifests hardly ever hold is the cluster's: that Git says nothing of it gives no leave to wipe it.
     """
     if change.path[:1] == ("f:metadata",) and _NOT_IN_MANIFESTS.intersection(change.path[1:2]):
         return False
-    return bool(value_at(manifest, change.path) == change.after)
-
-
-_MOST_UNDONE = 200
-"""Changes in one write that are looked up one by one; more at once are no undo by hand."""
+    return bool(manifest.value_at(change.path) == change.after)
 
 
 def converges(drift: Sequence[Change], obj: Object, declared: Declared | None, marks: Set[Path]) -> bool:
@@ -201,16 +200,16 @@ def converges(drift: Sequence[Change], obj: Object, declared: Declared | None, m
 
     What the tool's own entries still hold has Git's value already: whoever changes a value takes its ownership. So a
     change of that is none that undoes something, whatever a last-applied annotation says that somebody noted once.
-    Nor does it undo anything to take away what the manifest states, a mark, or last-applied itself.
+    Without such an entry (there is none of the version in which somebody chose to write) nothing tells. Nor does it
+    undo anything to take away a mark, or last-applied itself.
     """
     manifest = declared.manifest if declared else None
     if declared is None or manifest is None or manifest.get("apiVersion") != obj.get("apiVersion"):
         return False
-    return len(drift) <= _MOST_UNDONE and all(_undoes(change, declared, manifest, marks) for change in drift)
+    return bool(declared.fields) and all(_undoes(change, declared, marks) for change in drift)
 
 
-def _undoes(change: Change, declared: Declared, manifest: Object, marks: Set[Path]) -> bool:
-    if any(covers(fields, change) for fields in declared.fields) or not takes_declared_value(change, manifest):
+def _undoes(change: Change, declared: Declared, marks: Set[Path]) -> bool:
+    if any(covers(fields, change) for fields in declared.fields) or not takes_declared_value(change, declared.finder):
         return False
-    is_ours = change.path in marks or change.path == LAST_APPLIED_PATH
-    return change.after is not ABSENT or (bool(declared.fields) and not is_ours)
+    return change.after is not ABSENT or (change.path not in marks and change.path != LAST_APPLIED_PATH)

@@ -243,34 +243,66 @@ def fields_v1(paths: Iterable[Path]) -> FieldsV1:
     return root
 
 
+class Finder:
+    """Looks up paths in one object; each list is read once for each way to name its items."""
+
+    def __init__(self, obj: Any) -> None:
+        self._obj = obj
+        self._lists: dict[tuple[int, tuple[str, ...] | None], _Named] = {}
+
+    def value_at(self, path: Path) -> Any:
+        """Return the value at `path`, or ABSENT. A list item is found by its key, where absent keys match anything."""
+        obj = self._obj
+        for element in path:
+            kind, name = element[:2], element[2:]
+            if kind == "f:" and isinstance(obj, dict):
+                obj = obj.get(name, ABSENT)
+            elif kind in {"k:", "v:"} and isinstance(obj, list):
+                obj = self._item(obj, kind, name)
+            else:
+                return ABSENT
+            if obj is ABSENT:
+                return ABSENT
+        return obj
+
+    def _item(self, items: list[Any], kind: str, name: str) -> Any:
+        try:
+            key = json.loads(name)
+        except (ValueError, RecursionError):
+            return ABSENT
+        if kind == "k:" and not isinstance(key, dict):
+            return ABSENT
+        names = tuple(sorted(key)) if kind == "k:" else None
+        named = self._lists.get((id(items), names))
+        if named is None:
+            named = self._lists[id(items), names] = _named(items, names)
+        fits = named.get(names, {}).get(canonical(key)) or [
+            item
+            for there, by_key in named.items()
+            for item in by_key.get(canonical({name: key[name] for name in there or ()}), ())
+        ]
+        return fits[0] if len(fits) == 1 or (fits and kind == "v:") else ABSENT
+
+
+_Named = dict[tuple[str, ...] | None, dict[str, list[Any]]]
+"""Items by which of the keys they have, and by their values; under None whole, as items of a set."""
+
+
+def _named(items: list[Any], names: tuple[str, ...] | None) -> _Named:
+    found: _Named = {}
+    for item in items:
+        if names is None:
+            found.setdefault(None, {}).setdefault(canonical(item), []).append(item)
+        elif isinstance(item, dict):
+            there = tuple(name for name in names if name in item)
+            element = canonical({name: item[name] for name in there})
+            found.setdefault(there, {}).setdefault(element, []).append(item)
+    return found
+
+
 def value_at(obj: Any, path: Path) -> Any:
-    """Return the value at `path`, or ABSENT. A list item is found by its key, where absent keys match anything."""
-    for element in path:
-        kind, name = element[:2], element[2:]
-        if kind == "f:" and isinstance(obj, dict):
-            obj = obj.get(name, ABSENT)
-        elif kind in {"k:", "v:"} and isinstance(obj, list):
-            obj = _item(obj, kind, name)
-        else:
-            return ABSENT
-        if obj is ABSENT:
-            return ABSENT
-    return obj
-
-
-def _item(items: list[Any], kind: str, name: str) -> Any:
-    try:
-        key = json.loads(name)
-    except (ValueError, RecursionError):
-        return ABSENT
-    if kind == "v:":
-        return next((item for item in items if canonical(item) == canonical(key)), ABSENT)
-    if not isinstance(key, dict):
-        return ABSENT
-    maps = [item for item in items if isinstance(item, dict)]
-    exact = [item for item in maps if all(item.get(name, ABSENT) == value for name, value in key.items())]
-    fits = exact or [item for item in maps if all(item.get(name, value) == value for name, value in key.items())]
-    return fits[0] if len(fits) == 1 else ABSENT
+    """Return the value at `path` in `obj`, or ABSENT."""
+    return Finder(obj).value_at(path)
 
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")

@@ -99,7 +99,10 @@ class Windows:
             _insert(connection, window)
             given_up = (window.id,)
             connection.execute("UPDATE window_changes SET settled = 0 WHERE window = ? AND settled = 2", given_up)
-            connection.execute("UPDATE windows SET state = 'pending' WHERE id = ? AND state = 'void'", given_up)
+            connection.execute(  # void: stored after all; closed: its stamp came back, from a backup for example
+                "UPDATE windows SET state = 'pending', outcome = '' WHERE id = ? AND state IN ('void', 'closed')",
+                given_up,
+            )
 
     def unfinished(self) -> list[Window]:
         """Return the windows that are pending or open, oldest first."""

@@ -33,7 +33,7 @@ RESOURCES = {
 ULID = "[0-9A-HJKMNP-TV-Z]{26}"
 
 
-def eventually(look: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Return what `look` finds as soon as it finds something."""
     deadline = time.monotonic() + seconds
     while not (found := look()):

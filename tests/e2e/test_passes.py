@@ -290,7 +290,7 @@ def test_a_namespace_is_deleted_by_its_reconciler(complete_control_plane, stage)
     fine(place.reconciler("delete namespace passes-namespace --wait=false"))
 
     gone = "get namespace passes-namespace --ignore-not-found -o name"
-    eventually(lambda: not place.admin(gone).stdout, seconds=60)
+    eventually(lambda: not place.admin(gone).stdout)
 
 
 def test_a_controller_writes_what_git_leaves_open(place):
