@@ -17,7 +17,7 @@ import msgspec
 from webhook.admission import Object, annotations, metadata
 from webhook.errors import UndecodableFields
 from webhook.fields import ABSENT, Change, FieldsV1, Finder, Path, covers, leaves, present
-from webhook.managed import ManagedBy, annotation_path
+from webhook.managed import KUBECTL, ManagedBy, annotation_path
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 LAST_APPLIED_PATH = annotation_path(LAST_APPLIED)
@@ -116,8 +116,8 @@ def wiped_fields(
     before = [entry for entry in _entries(old) if entry.manager in managers]
     entries = list(_entries(new))
     after = [entry for entry in entries if entry.manager in managers]
-    if before == after or not before:
-        return ()
+    if before == after or not before or (after and managers <= KUBECTL):
+        return ()  # kubectl moves its own entries about when an apply changes sides
     touched = {change.path for change in changed}
     kept = {path for entry in after for path in leaves(entry.fields)}
     kept |= {path[:end] for path in touched for end in range(len(path))}

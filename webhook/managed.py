@@ -145,12 +145,15 @@ FLUX = Tool(
     field_managers=frozenset({"kustomize-controller"}),
     reconcilers=(Identity(name="system:serviceaccount:flux-system:kustomize-controller"),),
 )
+KUBECTL = frozenset({"kubectl-client-side-apply", "kubectl"})
+"""The field managers of `kubectl apply`, a pipeline's and everybody's."""
+
 PUSH = Tool(
     key="push",
     title="the pipeline of",
     marks=(annotation_path(SOURCE),),
     find=_push_source,
-    field_managers=frozenset({"kubectl-client-side-apply", "kubectl"}),
+    field_managers=KUBECTL,
     reconcilers=(),
 )
 TOOLS = (ARGOCD, FLUX, PUSH)

@@ -22,13 +22,15 @@ class Mode(StrEnum):
 
 TOLERATED = (
     '.spec.template.metadata.annotations["kubectl.kubernetes.io/restartedAt"]',
+    '.metadata.annotations["deployment.kubernetes.io/revision"]',
     '.metadata.annotations["reconcile.fluxcd.io/requestedAt"]',
     '.metadata.annotations["reconcile.fluxcd.io/forceAt"]',
     '.metadata.annotations["reconcile.fluxcd.io/resetAt"]',
     '.metadata.annotations["argocd.argoproj.io/refresh"]',
     '.metadata.annotations["argocd.argoproj.io/hydrate"]',
 )
-"""Printed paths that anybody may change: harmless gestures (`kubectl rollout restart`, `flux reconcile`)."""
+"""Printed paths that anybody may change: harmless gestures (`kubectl rollout restart`, `flux reconcile`), and the
+annotation that the deployment controller writes back at once when a `kubectl replace` drops it."""
 
 SYNC_OPERATION = ".operation"
 """Tolerated on an Argo CD Application only: `argocd app sync`."""
