@@ -5,7 +5,7 @@ Easy to get wrong: marks leak. ReplicaSets copy a Deployment's annotations, Endp
 object that a controller owns is generated and never managed, and a mark that names another object does not count.
 A field manager's name is a claim, never an identity: reconcilers are known by `userInfo` alone.
 
-Source: Argo CD, "Resource Tracking"; Flux, "kustomize-controller: Garbage collection"; ../shared/DESIGN.md 2.
+Source: Argo CD, "Resource Tracking"; Flux, "kustomize-controller: Garbage collection".
 """
 
 from collections.abc import Callable, Sequence
